@@ -1,0 +1,75 @@
+"""`onnxprune passes`, `targets` and `ops`: what there is, with every setting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from onnxprune.cli.options import json_option
+from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.plugins import Kind, find_pass, find_target, list_plugins
+
+__all__ = ["ops", "passes", "targets"]
+
+
+@click.command("passes")
+@click.argument("name", required=False)
+@json_option
+def passes(*, name: str | None, as_json: bool) -> None:
+    """List the passes, or show every setting of the pass NAME."""
+    _show("pass", name, as_json=as_json)
+
+
+@click.command("targets")
+@click.argument("name", required=False)
+@json_option
+def targets(*, name: str | None, as_json: bool) -> None:
+    """List the targets, or show every setting of the target NAME."""
+    _show("target", name, as_json=as_json)
+
+
+@click.command("ops")
+@click.argument("op_type", required=False)
+@json_option
+def ops(*, op_type: str | None, as_json: bool) -> None:
+    """List the operators that each table knows, or what is known of OP_TYPE."""
+    from onnxprune.report.catalog import ops_coverage, print_ops
+    from onnxprune.report.json import to_json_text
+
+    coverage = ops_coverage()
+    if op_type is not None:
+        found = tuple(row for row in coverage if row.op_type == op_type)
+        if not found:
+            known = sorted({row.op_type for row in coverage})
+            raise UsageError(
+                f"No table knows the operator '{op_type}'.", did_you_mean(op_type, known).partition(" Known")[0]
+            )
+        coverage = found
+    if as_json:
+        click.echo(to_json_text(coverage))
+    else:
+        print_ops(coverage)
+
+
+def _show(kind: Kind, name: str | None, *, as_json: bool) -> None:
+    from onnxprune.report.catalog import describe_settings, print_plugins, print_settings
+    from onnxprune.report.json import to_json_text
+
+    find = find_pass if kind == "pass" else find_target
+    if name is None:
+        rows: list[dict[str, Any]] = [
+            {"name": plugin.name, "summary": find(plugin.name).summary, "from": plugin.origin}
+            for plugin in list_plugins(kind)
+        ]
+        if as_json:
+            click.echo(to_json_text(rows))
+        else:
+            print_plugins(rows, kind=kind)
+        return
+    plugin_class = find(name)
+    settings = describe_settings(plugin_class.config_type)
+    if as_json:
+        click.echo(to_json_text({"name": name, "summary": plugin_class.summary, "settings": settings}))
+    else:
+        print_settings(name, plugin_class.summary, settings)

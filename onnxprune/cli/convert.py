@@ -1,0 +1,65 @@
+"""`onnxprune convert`: any supported source into a canonical ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxprune import api
+from onnxprune.cli.options import json_option, request_from, source_options, verbosity_options
+from onnxprune.cli.progress import make_progress
+from onnxprune.contracts import ModelState
+from onnxprune.errors import UsageError
+
+__all__ = ["convert"]
+
+
+@click.command("convert")
+@source_options
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .onnx file to write.")
+@json_option
+@verbosity_options
+def convert(
+    *,
+    source: str,
+    weights: Path | None,
+    shapes: tuple[str, ...],
+    signature: str | None,
+    inputs: str | None,
+    outputs: str | None,
+    trust_source: bool,
+    custom_op_libraries: tuple[Path, ...],
+    out: Path,
+    as_json: bool,
+    verbose: int,
+    quiet: bool,
+) -> None:
+    """Turn SOURCE into canonical ONNX, and check that both compute the same on seeded inputs."""
+    from onnxprune.report.json import to_json_text
+    from onnxprune.report.terminal import print_conversion
+
+    progress = make_progress(verbosity=-1 if quiet else verbose)
+    if out.suffix != ".onnx":
+        raise UsageError(f"The output '{out}' does not end in '.onnx'.", "Write: --out model.onnx.")
+    if Path(source).exists() and out.exists() and out.samefile(source):
+        raise UsageError(f"The output '{out}' is the source itself.", "Choose another name with --out.")
+    progress.note(f"Reading {source}")
+    converted = api.convert(
+        source,
+        request=request_from(
+            source=source,
+            weights=weights,
+            shapes=shapes,
+            signature=signature,
+            inputs=inputs,
+            outputs=outputs,
+            trust_source=trust_source,
+            custom_op_libraries=custom_op_libraries,
+        ),
+    )
+    api.save(ModelState(model=converted.model), out)
+    if as_json:
+        click.echo(to_json_text(converted.report))
+    else:
+        print_conversion(converted.report, out=out)

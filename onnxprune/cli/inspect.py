@@ -1,0 +1,60 @@
+"""`onnxprune inspect`: what is in a model, and what pruning could reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxprune import api
+from onnxprune.cli.options import json_option, request_from, source_options, verbosity_options
+from onnxprune.cli.progress import make_progress
+
+__all__ = ["inspect"]
+
+
+@click.command("inspect")
+@source_options
+@click.option("--channels", is_flag=True, help="Show the channel classes, and why a class is frozen.")
+@click.option("--all", "show_all", is_flag=True, help="Show every layer and class, not only the largest.")
+@json_option
+@verbosity_options
+def inspect(
+    *,
+    source: str,
+    weights: Path | None,
+    shapes: tuple[str, ...],
+    signature: str | None,
+    inputs: str | None,
+    outputs: str | None,
+    trust_source: bool,
+    custom_op_libraries: tuple[Path, ...],
+    channels: bool,
+    show_all: bool,
+    as_json: bool,
+    verbose: int,
+    quiet: bool,
+) -> None:
+    """Show the layers, parameters, MACs and bytes of SOURCE; with --channels what `prune` may remove."""
+    from onnxprune.report.inspection import inspect_model, print_inspection
+    from onnxprune.report.json import to_json_text
+
+    make_progress(verbosity=-1 if quiet else verbose)
+    converted = api.convert(
+        source,
+        request=request_from(
+            source=source,
+            weights=weights,
+            shapes=shapes,
+            signature=signature,
+            inputs=inputs,
+            outputs=outputs,
+            trust_source=trust_source,
+            custom_op_libraries=custom_op_libraries,
+        ),
+    )
+    inspection = inspect_model(converted.model, with_channels=channels)
+    if as_json:
+        click.echo(to_json_text(inspection))
+    else:
+        print_inspection(inspection, limit=None if show_all else 40)

@@ -1,0 +1,92 @@
+"""The command `onnxprune`: finds the subcommand, catches what onnxprune raises on purpose, sets the exit code."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import NoReturn
+
+import click
+
+from onnxprune import __version__
+from onnxprune.errors import InterruptedRunError, OnnxPruneError, did_you_mean
+
+__all__ = ["cli", "main"]
+
+# Names and one-line helps stand here so that `--help` imports no command.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("onnxprune.cli.run:run", "Compress a model, build artifacts and prove the result."),
+    "convert": ("onnxprune.cli.convert:convert", "Turn any supported source into a canonical ONNX file."),
+    "inspect": ("onnxprune.cli.inspect:inspect", "Show layers, parameters, MACs, bytes and channel classes."),
+    "profile": ("onnxprune.cli.profile:profile", "Time a model and its operators."),
+    "passes": ("onnxprune.cli.catalog:passes", "List the passes and their settings."),
+    "targets": ("onnxprune.cli.catalog:targets", "List the targets and their settings."),
+    "ops": ("onnxprune.cli.catalog:ops", "List the operators that each table knows."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module_name), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"'{cmd_name}' is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"{error.message} {did_you_mean(args[0], list(COMMANDS))}", ctx) from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="onnxprune")
+def cli() -> None:
+    """Make trained models small and fast on phones and small CPUs, with proof.
+
+    The main job:  onnxprune run model.onnx --passes simplify,prune,quant --calibration images/ --target ort-mobile
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with the documented exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort, InterruptedRunError):
+        click.echo("Interrupted: nothing was written.", err=True)
+        sys.exit(InterruptedRunError.exit_code)
+    except OnnxPruneError as error:
+        click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
+        if error.hint:
+            click.echo(click.style("  try: ", fg="cyan", bold=True) + error.hint, err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone: not our error. The interpreter must not flush into it again.
+        sys.stdout = open(sys.platform == "win32" and "nul" or "/dev/null", "w")  # noqa: SIM115, PTH123
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,104 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnxprune.convert.request import SourceRequest
+from onnxprune.errors import UsageError
+
+__all__ = ["json_option", "request_from", "source_options", "verbosity_options"]
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+SOURCE_OPTIONS = (
+    click.argument("source"),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path),
+        help="State dict (.pth, .safetensors) for a factory 'file.py:function' or 'package.module:function'.",
+    ),
+    click.option(
+        "--shape",
+        "shapes",
+        multiple=True,
+        metavar="INPUT=1,3,224,224",
+        help="Fix an input's dynamic axes; repeatable.",
+    ),
+    click.option("--signature", help="SavedModel signature to convert (default: serving_default)."),
+    click.option("--inputs", metavar="A:0,B:0", help="Input tensors of a frozen .pb graph."),
+    click.option("--outputs", metavar="C:0", help="Output tensors of a frozen .pb graph."),
+    click.option(
+        "--trust-source",
+        is_flag=True,
+        help="Load a source that can run code of its own (.pt2, .keras with Lambda). Only for files you made.",
+    ),
+    click.option(
+        "--custom-op-library",
+        "custom_op_libraries",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Shared library with custom ONNX Runtime operators; repeatable.",
+    ),
+)
+
+
+def source_options(function: FunctionT) -> FunctionT:
+    """Add the SOURCE argument and the options that say how to read it."""
+    for option in reversed(SOURCE_OPTIONS):
+        function = option(function)
+    return function
+
+
+def verbosity_options(function: FunctionT) -> FunctionT:
+    """Add -v and -q."""
+    function = click.option("-q", "--quiet", is_flag=True, help="Results and errors only.")(function)
+    return click.option("-v", "--verbose", count=True, help="Say more (-vv: everything).")(function)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
+
+
+def request_from(
+    *,
+    source: str,
+    weights: Path | None,
+    shapes: tuple[str, ...],
+    signature: str | None,
+    inputs: str | None,
+    outputs: str | None,
+    trust_source: bool,
+    custom_op_libraries: tuple[Path, ...],
+    seed: int = 0,
+) -> SourceRequest:
+    """The request that the source options describe."""
+    return SourceRequest(
+        source=source,
+        weights=weights,
+        shapes=dict(_parse_shape(text) for text in shapes),
+        signature=signature,
+        inputs=tuple(inputs.split(",")) if inputs else (),
+        outputs=tuple(outputs.split(",")) if outputs else (),
+        trust_source=trust_source,
+        custom_op_libraries=custom_op_libraries,
+        seed=seed,
+    )
+
+
+def _parse_shape(text: str) -> tuple[str, tuple[int | str, ...]]:
+    name, equals, dims = text.rpartition("=")
+    parts = [part.strip() for part in dims.split(",")]
+    if not equals or not name or not all(_is_dimension(part) for part in parts):
+        raise UsageError(
+            f"Shape '{text}' can't be read.",
+            "Write: --shape input=1,3,224,224 (a name instead of a number keeps an axis dynamic).",
+        )
+    return name, tuple(int(part) if part.isdigit() else part for part in parts)
+
+
+def _is_dimension(text: str) -> bool:
+    return int(text) > 0 if text.isdigit() else text.isidentifier()

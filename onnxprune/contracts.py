@@ -1,0 +1,573 @@
+"""What the parts of onnxprune hand to each other: protocols and frozen hand-overs, no behaviour.
+
+Everything that is written to disk (plans, reports, artifacts' provenance) is a frozen dataclass of plain values, so
+that pydantic's `TypeAdapter` turns it into JSON and back without code of its own.
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from onnxprune.graph.canonical import CanonicalModel
+
+__all__ = [
+    "ActivationQuantization",
+    "Artifact",
+    "ArtifactFile",
+    "Batch",
+    "BudgetOutcome",
+    "CalibrationSource",
+    "CanonicalModel",
+    "Change",
+    "Evaluator",
+    "Fidelity",
+    "Finding",
+    "JsonObject",
+    "JsonValue",
+    "LatencyRatio",
+    "LatencySummary",
+    "LoadFigures",
+    "Measurements",
+    "ModelFigures",
+    "ModelState",
+    "NullProgress",
+    "OutputDifference",
+    "Pass",
+    "PassConfig",
+    "PassContext",
+    "PassOutcome",
+    "PassReport",
+    "Placement",
+    "Progress",
+    "QuantizationPlan",
+    "Requirement",
+    "RunReport",
+    "Runner",
+    "Score",
+    "Skip",
+    "Target",
+    "TargetContext",
+    "TensorSpec",
+    "WeightQuantization",
+]
+
+JsonValue: TypeAlias = Any
+"""A string, number, boolean, None, or a list or object of them."""
+JsonObject: TypeAlias = dict[str, JsonValue]
+
+Batch: TypeAlias = Mapping[str, npt.NDArray[Any]]
+"""One array for each model input; axis 0 is the batch where the input has a batch axis."""
+
+
+# --- running models -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, element type (NumPy's name, "bfloat16" for that type) and shape of an input or output.
+
+    A dimension is a number, the name of a symbolic dimension, or None where nothing is known.
+    `shape` is None where the rank is unknown.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Inputs to outputs, whatever the runtime."""
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]: ...
+    @property
+    def outputs(self) -> Sequence[TensorSpec]: ...
+    def run(self, feeds: Batch) -> dict[str, npt.NDArray[Any]]:
+        """All outputs by name for one batch."""
+        ...
+
+
+@runtime_checkable
+class CalibrationSource(Protocol):
+    """Batches that can be iterated any number of times, always the same in the same order, one in memory at a time."""
+
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def content_hash(self) -> str:
+        """sha256 (hex) over the samples as they are fed to the model."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One evaluation's result; `details` holds further figures (top-5, per-class values, sample counts)."""
+
+    metric: str
+    value: float
+    higher_is_better: bool = True
+    details: Mapping[str, float] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """Scores a runner and never knows which runtime it scores."""
+
+    @property
+    def name(self) -> str: ...
+    def evaluate(self, runner: Runner) -> Score: ...
+
+
+# --- progress -------------------------------------------------------------------------------------------------
+
+ItemT = TypeVar("ItemT")
+
+
+class Progress(Protocol):
+    """Shows that long work goes on; never writes to stdout."""
+
+    def track(self, items: Iterable[ItemT], description: str, total: int | None = None) -> Iterable[ItemT]:
+        """The items, while a bar named `description` follows them."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Say one line to the person who waits."""
+        ...
+
+
+class NullProgress:
+    """Shows nothing."""
+
+    def track(self, items: Iterable[ItemT], description: str, total: int | None = None) -> Iterable[ItemT]:
+        return items
+
+    def note(self, message: str) -> None:
+        return None
+
+
+# --- quantization ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationQuantization:
+    """How one activation tensor becomes integers, whatever the runtime.
+
+    `zero_point` is given for *signed* integers of `num_bits`; an unsigned spelling adds 2**(num_bits - 1).
+    real = (integer - zero_point) * scale.  `range_min` and `range_max` are the calibrated real range.
+    """
+
+    scale: float
+    zero_point: int
+    num_bits: int
+    range_min: float
+    range_max: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightQuantization:
+    """Symmetric integers for one weight: one scale, or one for each index of `axis`."""
+
+    scales: tuple[float, ...]
+    axis: int | None
+    num_bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizationPlan:
+    """Ranges and scales for every quantizable tensor of a canonical model; knows no runtime.
+
+    Keys are value names. `skipped` says for each tensor that was considered and left why it has no entry.
+    `method` is the calibration method, `calibration_hash` the content hash of the samples.
+    """
+
+    activations: Mapping[str, ActivationQuantization]
+    weights: Mapping[str, WeightQuantization]
+    method: str
+    calibration_hash: str
+    num_samples: int
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    excluded_nodes: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that the user or an analysis keeps in float, with the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Which nodes compute in integers on one target. `float_nodes` gives the reason for every other node."""
+
+    target: str
+    integer_nodes: tuple[str, ...]
+    float_nodes: Mapping[str, str]
+    decided_by: Literal["table", "measured"] = "table"
+
+
+# --- the model on its way through the pipeline ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """What travels along the pipeline: the float model and, after `quant`, the plan to spell for each target."""
+
+    model: CanonicalModel
+    quantization: QuantizationPlan | None = None
+
+
+# --- passes ---------------------------------------------------------------------------------------------------
+
+
+class Requirement(enum.Enum):
+    """What a pass needs from the run; checked for all passes before the first one starts."""
+
+    CALIBRATION = "calibration data"
+    EVALUATOR = "an evaluator"
+
+
+class PassConfig(BaseModel):
+    """Base of all pass and target configurations: frozen, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One thing a pass did. `where` names nodes, tensors or channel classes; `figures` are numbers about it."""
+
+    what: str
+    where: str
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """One thing a pass left alone, and why."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassReport:
+    """What a pass did and did not do.
+
+    `summary` is one line for the terminal. `figures` are the pass's headline numbers. `notes` are things the user
+    should know (a stage rolled back, an approximation).
+    """
+
+    pass_id: str
+    pass_name: str
+    summary: str
+    changes: tuple[Change, ...] = ()
+    skips: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, JsonValue] = field(default_factory=dict)
+    duration_s: float = 0.0
+    resumed: bool = False
+    """True when the result came from the cache of an earlier run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassContext:
+    """Everything a pass may use besides the model. Randomness comes from `seed` and nowhere else."""
+
+    seed: int = 0
+    calibration: CalibrationSource | None = None
+    evaluator: Evaluator | None = None
+    progress: Progress = field(default_factory=NullProgress)
+    custom_op_libraries: tuple[Path, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def rng(self) -> np.random.Generator:
+        """A fresh generator that starts from `seed`."""
+        return np.random.default_rng(self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassOutcome:
+    """The state after a pass and the report about it. `plan` is filled in by `run_pass`: what was carried out."""
+
+    state: ModelState
+    report: PassReport
+    plan: Any = None
+
+
+ConfigT = TypeVar("ConfigT", bound=PassConfig)
+PlanT = TypeVar("PlanT")
+
+
+class Pass(abc.ABC, Generic[ConfigT, PlanT]):
+    """One graph -> graph step: decide (`plan`), then do (`apply`).
+
+    Call it through `onnxprune.passes.harness.run_pass`, which wraps the author's code between what it requires and
+    what it ensures: the model is verified before and after, shapes are refreshed, the caller's model stays as it was.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    config_type: ClassVar[type[PassConfig]]
+    plan_type: ClassVar[type[Any]]
+    """A frozen dataclass of plain values: `plan.lock.json` holds it, `--plan` brings it back."""
+    produces_quantization: ClassVar[bool] = False
+    keeps_quantization: ClassVar[bool] = False
+    """True when a quantization plan made earlier is still right after this pass."""
+
+    def __init__(self, config: ConfigT, *, pass_id: str | None = None) -> None:
+        self.config = config
+        self.pass_id = pass_id or self.name
+
+    @property
+    def requirements(self) -> frozenset[Requirement]:
+        """What this configuration needs from the run."""
+        return frozenset()
+
+    @property
+    def changes_io_types(self) -> bool:
+        """True when this configuration gives inputs and outputs other element types (names and shapes stay)."""
+        return False
+
+    def check(self, state: ModelState) -> None:
+        """Refuse early what can be seen from the source model (raises an `OnnxPruneError`). Reads only."""
+        return None
+
+    @abc.abstractmethod
+    def plan(self, state: ModelState, context: PassContext) -> PlanT:
+        """Decide everything. Reads `state` only."""
+
+    @abc.abstractmethod
+    def apply(self, state: ModelState, plan: PlanT, context: PassContext) -> PassOutcome:
+        """Do what `plan` says. May change `state.model` in place (it is a copy), or return another model."""
+
+
+# --- targets --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Something a target has to say about the model: `topic` ("NNAPI", "int8", "sparse storage"), and the text."""
+
+    topic: str
+    text: str
+    severity: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactFile:
+    """One written file; `path` is relative to the output folder. `role` is "model", "weights", "config" ..."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    role: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """What a target wrote. The first file with role "model" is what a runtime loads."""
+
+    target: str
+    folder: Path
+    files: tuple[ArtifactFile, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    findings: tuple[Finding, ...] = ()
+    provenance: Mapping[str, JsonValue] = field(default_factory=dict)
+    placement: Placement | None = None
+
+    @property
+    def model_path(self) -> Path:
+        """The file that a runtime loads."""
+        return self.folder / next(f.path for f in self.files if f.role == "model")
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that must be shipped: the model and its weight files."""
+        return sum(f.size_bytes for f in self.files if f.role in ("model", "weights"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetContext:
+    """Everything a target may use besides the model."""
+
+    folder: Path
+    """Where to write; exists and is empty. The pipeline moves it into place when everything is done."""
+    stem: str
+    """File name without ending for what is written."""
+    provenance: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Free of times, paths and host names; stored with the artifact (preprocessing, versions, hashes)."""
+    progress: Progress = field(default_factory=NullProgress)
+    custom_op_libraries: tuple[Path, ...] = ()
+    seed: int = 0
+    placement: Placement | None = None
+    """Decided by an earlier run (`--plan`); None: the target decides."""
+
+
+class Target(abc.ABC, Generic[ConfigT]):
+    """Graph -> artifact."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    config_type: ClassVar[type[PassConfig]]
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @property
+    @abc.abstractmethod
+    def is_host(self) -> bool:
+        """True when this machine's instruction set and runtime are the target's, so that timings here count."""
+
+    def check(self, state: ModelState, *, will_quantize: bool) -> None:
+        """Refuse before the first pass what can't be built (raises an `OnnxPruneError` that names everything)."""
+        return None
+
+    @abc.abstractmethod
+    def build(self, state: ModelState, context: TargetContext) -> Artifact:
+        """Write the artifact into `context.folder`, load it and run it once."""
+
+    @abc.abstractmethod
+    def runner(self, artifact: Artifact, *, threads: int = 1, custom_op_libraries: tuple[Path, ...] = ()) -> Runner:
+        """A runner for an artifact of this target on this machine."""
+
+
+# --- measurements and the report ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencySummary:
+    """Milliseconds over `num_runs` timed runs after `num_warmup` warm-up runs with `threads` threads."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    num_runs: int
+    num_warmup: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyRatio:
+    """Median latency before over median latency after, timed interleaved in one run: above 1 is faster.
+
+    `low` and `high` bound the 95 % interval of the ratio.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    before: LatencySummary
+    after: LatencySummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFigures:
+    """Loading in a fresh process. Peak RSS counts the whole process, `baseline_rss_bytes` the runtime alone."""
+
+    load_time_ms: float
+    peak_rss_bytes: int
+    baseline_rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputDifference:
+    """How far one set of outputs is from its reference.
+
+    `max_rel` is the largest absolute difference over the largest absolute value of the reference output.
+    `cosine` and `snr_db` take each output as one vector; over several outputs the worst counts.
+    `snr_db` is infinite where outputs are equal.
+    """
+
+    max_abs: float
+    max_rel: float
+    cosine: float
+    snr_db: float
+    per_output: Mapping[str, OutputDifference] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """The worst output difference over `num_samples` samples of `data` ("calibration", "eval", "random")."""
+
+    difference: OutputDifference
+    num_samples: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFigures:
+    """Static figures of a graph. `macs` is None where shapes are dynamic and no shape was fixed.
+
+    `sparse_bytes` maps a storage ("coo", "csr", "bitmap") to what the weights would take in it.
+    `uncounted_ops` are operators without a row in the MACs table.
+    """
+
+    parameters: int
+    nonzero_parameters: int
+    macs: int | None
+    weight_bytes: int
+    num_nodes: int
+    shape_used: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sparse_bytes: Mapping[str, int] = field(default_factory=dict)
+    uncounted_ops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetOutcome:
+    """One budget of the recipe: what was asked, what came out, and whether it holds. `actual` None: not measured."""
+
+    name: str
+    target: str
+    limit: float
+    actual: float | None
+    met: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """What was measured of one artifact (or of the source, with target "source"). None: not measured."""
+
+    target: str
+    size_bytes: int
+    zipped_bytes: int | None = None
+    score: Score | None = None
+    fidelity: Fidelity | None = None
+    latency: LatencyRatio | None = None
+    """Source against artifact, interleaved."""
+    latency_on_target: bool = False
+    """False: the host is not the target, so the latency says nothing about it."""
+    load: LoadFigures | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """One run, frozen: what was asked, what was done, what came out."""
+
+    schema: int
+    source: Mapping[str, JsonValue]
+    recipe: Mapping[str, JsonValue]
+    before: ModelFigures
+    after: ModelFigures
+    source_measurements: Measurements
+    passes: tuple[PassReport, ...]
+    artifacts: tuple[Artifact, ...]
+    measurements: tuple[Measurements, ...]
+    budgets: tuple[BudgetOutcome, ...]
+    warnings: tuple[str, ...]
+    versions: Mapping[str, str]
+    host: Mapping[str, str]
+    duration_s: float
+
+    @property
+    def within_budget(self) -> bool:
+        """True when no budget is missed."""
+        return all(outcome.met for outcome in self.budgets)

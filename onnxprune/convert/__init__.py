@@ -1,0 +1,1 @@
+"""Source file -> graph: ONNX, PyTorch, TensorFlow, Keras and TFLite."""

@@ -1,0 +1,192 @@
+"""TensorFlow functions and graphs -> ONNX with tf2onnx, and as runners for the reference outputs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxprune.contracts import Batch, TensorSpec
+from onnxprune.convert.reference import ForeignConversion, ReferenceCase
+from onnxprune.errors import BadDataError, ModelError, OnnxPruneError, quoted_list
+from onnxprune.runtime.feeds import working_feeds
+
+__all__ = [
+    "OPSET",
+    "CallableRunner",
+    "check_operators",
+    "function_to_onnx",
+    "import_tensorflow",
+    "reference_cases",
+    "run_tf2onnx",
+    "tidy_interface",
+]
+
+OPSET = 18
+"""Where tf2onnx stops."""
+
+# Operators that run Python or touch files: nothing that a network for a phone needs.
+_SIDE_EFFECTS = frozenset(
+    {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "LoadLibrary", "RemoteCall"}
+)
+
+
+def import_tensorflow() -> Any:
+    """TensorFlow, silent, on the CPU, as the backend of Keras whatever the user's settings say."""
+    os.environ |= {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "KERAS_BACKEND": "tensorflow",
+    }
+    import tensorflow as tf
+
+    tf.get_logger().setLevel(logging.ERROR)
+    return tf
+
+
+def check_operators(nodes: Any, *, source: str) -> None:
+    """Refuse a graph that would run Python or touch files when it is run.
+
+    Raises:
+        ModelError: Names the operators.
+    """
+    found = sorted({node.op for node in nodes} & _SIDE_EFFECTS)
+    if found:
+        raise ModelError(
+            f"Source '{source}' is refused: its operators {quoted_list(found)} run Python code or touch files.",
+            "Remove them, or give --trust-source if you trust whoever made the model.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallableRunner:
+    """A `contracts.Runner` over a function of arrays by name. What the function raises becomes a BadDataError."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    call: Callable[[Mapping[str, npt.NDArray[Any]]], Mapping[str, Any]]
+
+    def run(self, feeds: Batch) -> dict[str, npt.NDArray[Any]]:
+        """All outputs by name for one batch."""
+        import tensorflow as tf
+
+        try:
+            return {name: np.array(value) for name, value in self.call(feeds).items()}
+        except (tf.errors.OpError, ValueError, TypeError, RuntimeError) as error:
+            lines = str(error).strip().splitlines()
+            raise BadDataError(
+                f"TensorFlow can't run the source on seeded inputs: {lines[0] if lines else type(error).__name__}",
+                "Fix the sizes of its inputs with --shape.",
+            ) from error
+
+
+def reference_cases(
+    runner: CallableRunner, shapes: Mapping[str, Sequence[int | str]], *, seed: int, num_samples: int = 1
+) -> ForeignConversion:
+    """What the source answers to `num_samples` seeded samples, and to a batch of three where axis 0 is dynamic."""
+    fixed = {
+        name: tuple(dim for dim in shape if isinstance(dim, int))
+        for name, shape in shapes.items()
+        if all(isinstance(dim, int) for dim in shape)
+    }
+    first = working_feeds(runner, seed=seed, shapes=fixed)
+    outputs = runner.run(first)
+    again = runner.run(first)
+    is_same = all(
+        np.allclose(outputs[name], again[name], rtol=1e-4, atol=1e-5, equal_nan=True)
+        for name in outputs
+        if outputs[name].dtype.kind in "fiub"
+    )
+    cases = [ReferenceCase(feeds=first, outputs=outputs)]
+    for number in range(1, num_samples):
+        feeds = working_feeds(runner, seed=seed + number, shapes=fixed)
+        cases.append(ReferenceCase(feeds=feeds, outputs=runner.run(feeds)))
+    has_dynamic_batch = any(
+        spec.shape and not isinstance(spec.shape[0], int) and spec.name not in fixed for spec in runner.inputs
+    )
+    if has_dynamic_batch:
+        try:
+            batch = working_feeds(runner, seed=seed, shapes=fixed, batch=3)
+            cases.append(ReferenceCase(feeds=batch, outputs=runner.run(batch)))
+        except OnnxPruneError:
+            pass  # the source itself takes one sample only
+    return ForeignConversion(cases=tuple(cases), is_deterministic=is_same)
+
+
+def function_to_onnx(function: Any, signature: Sequence[Any], *, source: str) -> onnx.ModelProto:
+    """Convert a `tf.function` that returns its outputs by name; `signature` are named `tf.TensorSpec`s."""
+    import tf2onnx
+
+    return run_tf2onnx(
+        lambda: tf2onnx.convert.from_function(function, input_signature=list(signature), opset=OPSET), source=source
+    )
+
+
+def run_tf2onnx(convert: Callable[[], tuple[onnx.ModelProto, Any]], *, source: str) -> onnx.ModelProto:
+    """The model that tf2onnx makes.
+
+    Raises:
+        ModelError: It fails, or leaves operators that ONNX does not have; names all of them.
+    """
+    import tf2onnx
+
+    tf2onnx.logging.set_level(logging.ERROR)
+    try:
+        model, _ = convert()
+    except Exception as error:  # tf2onnx raises whatever its handlers happen to raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(
+            f"tf2onnx can't convert '{source}': {type(error).__name__}: {text[:300]}",
+            "Replace the offending layers, or export the model to ONNX in another way.",
+        ) from error
+    foreign = sorted(
+        {
+            f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+            for node in _nodes(model.graph)
+            if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type)
+        }
+    )
+    if foreign:
+        raise ModelError(
+            f"tf2onnx can't convert '{source}': it has no ONNX form for the operators {quoted_list(foreign)}.",
+            "Replace the layers that they come from.",
+        )
+    return model
+
+
+def _nodes(graph: onnx.GraphProto) -> Any:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _nodes(subgraph)
+
+
+def tidy_interface(model: onnx.ModelProto, output_names: Sequence[str]) -> None:
+    """Outputs in the source's order; dynamic axes named 'batch' or after their input, not 'unk__17'."""
+    graph = model.graph
+    by_name = {output.name: output for output in graph.output}
+    ordered = [by_name[name] for name in output_names if name in by_name]
+    if len(ordered) == len(by_name):
+        copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in ordered]
+        del graph.output[:]
+        graph.output.extend(copies)
+    for values, is_input in ((graph.input, True), (graph.output, False)):
+        for value in values:
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                if dim.dim_param.startswith("unk__"):
+                    if axis == 0:
+                        dim.dim_param = "batch"
+                    elif is_input:
+                        dim.dim_param = f"{value.name.partition(':')[0]}_axis{axis}"
+                    else:
+                        dim.ClearField("dim_param")
+    # Inner shapes are inferred anew; these carry counters that change with every version of tf2onnx.
+    del graph.value_info[:]

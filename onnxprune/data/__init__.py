@@ -1,0 +1,1 @@
+"""Calibration and evaluation samples: where they come from and how they become inputs."""

@@ -1,0 +1,308 @@
+"""Constants computed ahead, within bounds.
+
+A node is folded when it is deterministic, all its inputs are constants (or it asks only for a shape that is static),
+and its results are no larger than the constants that disappear with it plus 1 MiB. Sizes are taken from inferred
+shapes before anything is computed. Never folded: QuantizeLinear and DequantizeLinear (the integers of a weight are
+the point of it), random operators, control flow.
+
+Nodes are evaluated by onnx's reference implementation: NumPy code that can't crash the process, is the same on every
+machine, and knows nothing of threads. Where it deviates from the specification (integer division), the node is
+computed here or left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.reference
+import onnx_ir as ir
+
+from onnxprune.graph.cleanup import hand_over
+
+__all__ = ["fold_constants"]
+
+MAX_GROWTH_BYTES = 1 << 20
+"""A result may be larger than what it replaces by this much."""
+_MAX_TOTAL_GROWTH_BYTES = 64 << 20
+_MAX_MULTIPLICATIONS = 2_000_000_000
+_KEEP_ON_DISK_ABOVE_BYTES = 1 << 20
+
+# They only move elements, so any element type is safe.
+_MOVES = frozenset(
+    {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice"}
+    | {"Split", "Squeeze", "Tile", "Transpose", "Trilu", "Unsqueeze", "Where", "ConstantOfShape"}
+)
+_ARITHMETIC = frozenset(
+    {"Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp", "Floor"}
+    | {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or"}
+    | {"Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"}
+    | {"ReduceSum", "ReduceSumSquare", "Round", "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Tanh", "Xor"}
+)
+# Half precision is computed by runtimes in float32 and rounded once; NumPy rounds at each step.
+_ARITHMETIC_TYPES = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.BOOL}
+    | {ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64}
+    | {ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.UINT32, ir.DataType.UINT64}
+)
+# What NumPy code raises on input that it can't take.
+_EVALUATION_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def fold_constants(model: ir.Model) -> bool:
+    """Replace every node that can be folded by initializers named like its outputs; True if there was one.
+
+    Shapes must be fresh. Results that are large and come from weights on disk stay lazy: they are computed when read.
+    """
+    budget = _Budget(_MAX_TOTAL_GROWTH_BYTES)
+    folded = False
+    for graph in list(model.graphs()):
+        for node in graph:
+            folded |= _fold_node(node, graph, model, budget)
+    return folded
+
+
+class _Budget:
+    """How much all folded results together may grow the model."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._left = max_bytes
+
+    def allows(self, growth_bytes: int) -> bool:
+        """Take `growth_bytes` if they are within bounds."""
+        if growth_bytes > min(MAX_GROWTH_BYTES, self._left):
+            return False
+        self._left -= max(0, growth_bytes)
+        return True
+
+
+def _fold_node(node: ir.Node, graph: ir.Graph, model: ir.Model, budget: _Budget) -> bool:
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    array = _static_shape_value(node)
+    if array is not None:
+        _replace(node, graph, [ir.Tensor(array)])
+        return True
+    if node.op_type not in _MOVES and node.op_type not in _ARITHMETIC:
+        return False
+    tensors = [None if value is None else _constant(value) for value in node.inputs]
+    if any(tensor is None and value is not None for tensor, value in zip(tensors, node.inputs, strict=True)):
+        return False
+    if not _is_affordable(node, tensors, budget):
+        return False
+    results = _results(node, tensors, model)
+    if results is None:
+        return False
+    _replace(node, graph, results)
+    return True
+
+
+def _constant(value: ir.Value) -> ir.TensorProtocol | None:
+    return value.const_value if value.is_initializer() and not value.is_graph_input() else None
+
+
+def _replace(node: ir.Node, graph: ir.Graph, results: Sequence[ir.TensorProtocol]) -> None:
+    for old, tensor in zip(node.outputs, results, strict=True):
+        name = old.name
+        new = ir.Value(name=None, const_value=tensor)
+        hand_over(old, new)
+        old.name = None
+        new.name = name
+        new.shape, new.type = ir.Shape(tensor.shape.numpy()), ir.TensorType(tensor.dtype)
+        if name:
+            graph.register_initializer(new)
+    graph.remove(node, safe=True)
+
+
+# --- shapes that are known ------------------------------------------------------------------------------------
+
+
+def _static_shape_value(node: ir.Node) -> npt.NDArray[np.int64] | None:
+    """The value of Shape, Size, or of Gather and Slice on a Shape, as far as static dimensions say it."""
+    if node.op_type in ("Shape", "Size"):
+        dims = _shape_dims(node)
+        if dims is None or not all(isinstance(dim, int) for dim in dims):
+            return None
+        sizes = [dim for dim in dims if isinstance(dim, int)]
+        return np.array(math.prod(sizes) if node.op_type == "Size" else sizes, np.int64)
+    if node.op_type not in ("Gather", "Slice") or node.inputs[0] is None:
+        return None
+    producer = node.inputs[0].producer()
+    if producer is None or producer.op_type != "Shape" or producer.domain not in ("", "ai.onnx"):
+        return None
+    dims = _shape_dims(producer)
+    if dims is None:
+        return None
+    # Pick positions instead of sizes, then look whether all that were picked are static.
+    positions = _picked(node, np.arange(len(dims)))
+    if positions is None:
+        return None
+    picked = [dims[int(position)] for position in positions.reshape(-1)]
+    if not all(isinstance(dim, int) for dim in picked):
+        return None
+    return np.array(picked, np.int64).reshape(positions.shape)
+
+
+def _shape_dims(node: ir.Node) -> Sequence[int | ir.SymbolicDim] | None:
+    source = node.inputs[0]
+    if source is None or source.shape is None or not isinstance(source.type, ir.TensorType):
+        return None
+    if node.op_type == "Size":
+        return source.shape.dims
+    start, end = node.attributes.get("start"), node.attributes.get("end")
+    return source.shape.dims[(start.as_int() if start else 0) : (end.as_int() if end else None)]
+
+
+def _picked(node: ir.Node, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    arrays = []
+    for value in node.inputs[1:]:
+        tensor = None if value is None else _constant(value)
+        if tensor is None:
+            return None
+        arrays.append(tensor.numpy())
+    if node.op_type == "Gather":
+        indices = arrays[0]
+        if indices.size and not -len(positions) <= indices.min() <= indices.max() < len(positions):
+            return None
+        return positions[indices.astype(np.int64)]
+    starts, ends = arrays[0].reshape(-1), arrays[1].reshape(-1)
+    steps = arrays[3].reshape(-1) if len(arrays) > 3 else np.ones(1, np.int64)
+    if starts.size != 1 or ends.size != 1 or steps.size != 1 or steps[0] <= 0:
+        return None
+    return positions[int(starts[0]) : int(ends[0]) : int(steps[0])]
+
+
+# --- bounds ---------------------------------------------------------------------------------------------------
+
+
+def _is_affordable(node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], budget: _Budget) -> bool:
+    types = {tensor.dtype for tensor in tensors if tensor is not None}
+    results = [value for value in node.outputs if value.name]
+    if ir.DataType.STRING in types or not results:
+        return False
+    result_bytes = 0
+    for value in results:
+        if value.shape is None or value.dtype is None or not value.shape.is_static():
+            return False
+        result_bytes += (math.prod(value.shape.numpy()) * value.dtype.bitwidth + 7) // 8
+    if node.op_type in _ARITHMETIC:
+        types.update(value.dtype for value in results if value.dtype is not None)
+        if node.op_type in ("Cast", "CastLike"):
+            types -= {ir.DataType.FLOAT16}  # one rounding, as in every runtime
+        if not types <= _ARITHMETIC_TYPES:
+            return False
+    if node.op_type == "MatMul" and tensors[0] is not None:
+        inner = tensors[0].shape.numpy()[-1:] or (1,)
+        if inner[0] * math.prod(results[0].shape.numpy() if results[0].shape else ()) > _MAX_MULTIPLICATIONS:
+            return False
+    freed_bytes = sum(
+        value.const_value.nbytes
+        for value in {v for v in node.inputs if v is not None}
+        if value.const_value is not None
+        and not value.is_graph_output()
+        and all(use.node is node for use in value.uses())
+    )
+    return budget.allows(result_bytes - freed_bytes)
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------
+
+
+def _results(
+    node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], model: ir.Model
+) -> list[ir.TensorProtocol] | None:
+    evaluate = _evaluator(node, tensors, model)
+    on_disk = any(isinstance(tensor, ir.LazyTensor) for tensor in tensors)
+    sizes = [0 if v.shape is None or v.dtype is None else math.prod(v.shape.numpy()) for v in node.outputs]
+    if on_disk and len(node.outputs) == 1 and sizes[0] > _KEEP_ON_DISK_ABOVE_BYTES and node.op_type in _MOVES:
+        value = node.outputs[0]
+        dtype, shape = value.dtype, value.shape
+        if dtype is None or shape is None:
+            return None
+
+        def make() -> ir.Tensor[Any]:
+            return ir.Tensor(evaluate()[0], dtype=dtype)
+
+        return [ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape.numpy()))]
+    try:
+        arrays = evaluate()
+    except _EVALUATION_ERRORS:
+        # Not a fault of the model: the runtime will say what is wrong with the node, if anything is.
+        return None
+    results: list[ir.TensorProtocol] = []
+    for value, array in zip(node.outputs, arrays, strict=False):
+        if not isinstance(array, np.ndarray | np.generic) or value.dtype is None or value.shape is None:
+            return None
+        array = np.asarray(array)
+        # The reference implementation must agree with inference, or one of them is wrong.
+        if array.shape != tuple(value.shape.numpy()) or array.dtype != value.dtype.numpy():
+            return None
+        results.append(ir.Tensor(array, dtype=value.dtype))
+    return results if len(results) == len(node.outputs) else None
+
+
+def _evaluator(
+    node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], model: ir.Model
+) -> Callable[[], list[npt.NDArray[Any]]]:
+    if node.op_type == "Div" and all(t is not None and t.dtype.is_integer() for t in tensors):
+        first, second = tensors[0], tensors[1]
+        return lambda: [_divide_integers(_array(first), _array(second))]
+    proto = ir.serde.serialize_node(node)
+    # Names in the one-node model are positions: the node's own may be empty or repeat.
+    del proto.input[:], proto.output[:]
+    proto.input.extend("" if tensor is None else f"i{index}" for index, tensor in enumerate(tensors))
+    proto.output.extend(f"o{index}" for index in range(len(node.outputs)))
+    graph = onnx.helper.make_graph(
+        [proto],
+        "node",
+        [onnx.helper.make_tensor_value_info(n, int(t.dtype), None) for n, t in _named(tensors)],
+        [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output],
+    )
+    opset = onnx.helper.make_opsetid("", model.opset_imports[""])
+    session = onnx.reference.ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[opset]))
+    checked = node.op_type in ("Cast", "CastLike")
+
+    def evaluate() -> list[npt.NDArray[Any]]:
+        feeds = {name: tensor.numpy() for name, tensor in _named(tensors)}
+        if checked:
+            _refuse_undefined_cast(feeds["i0"], node.outputs[0].dtype)
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return list(session.run(None, feeds))
+
+    return evaluate
+
+
+def _named(tensors: Sequence[ir.TensorProtocol | None]) -> list[tuple[str, ir.TensorProtocol]]:
+    return [(f"i{index}", tensor) for index, tensor in enumerate(tensors) if tensor is not None]
+
+
+def _array(tensor: ir.TensorProtocol | None) -> npt.NDArray[Any]:
+    if tensor is None:
+        raise ValueError("a division needs two operands")
+    return tensor.numpy()
+
+
+def _divide_integers(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Integer division that rounds toward zero, as runtimes do; the reference implementation rounds down."""
+    if (denominator == 0).any():
+        raise ZeroDivisionError("division by a constant zero is left to the runtime")
+    quotient = np.floor_divide(numerator, denominator)
+    if np.issubdtype(quotient.dtype, np.signedinteger):
+        inexact = quotient * denominator != numerator
+        quotient = quotient + (inexact & ((numerator < 0) != (denominator < 0)))
+    return np.asarray(quotient, np.result_type(numerator, denominator))
+
+
+def _refuse_undefined_cast(array: npt.NDArray[Any], dtype: ir.DataType | None) -> None:
+    """Casting NaN, infinity or too large a number to an integer is undefined, and differs between machines."""
+    if dtype is None or not dtype.is_integer() or not np.issubdtype(array.dtype, np.floating):
+        return
+    limits = np.iinfo(dtype.numpy())
+    if array.size and not (np.isfinite(array).all() and limits.min <= array.min() and array.max() <= limits.max):
+        raise ValueError("the cast is undefined")

@@ -1,0 +1,134 @@
+"""What `prune` says about what it did, and about what it left and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.contracts import Change, PassReport, Skip
+from onnxprune.errors import quoted_list
+from onnxprune.passes.prune.analysis import ChannelClasses, ChannelGroup
+from onnxprune.passes.prune.costs import Costs
+from onnxprune.passes.prune.plan import PruningPlan
+from onnxprune.passes.prune.trial import PrunedModel
+
+__all__ = ["pruning_report"]
+
+# A model that loses parameters only (late, small feature maps) gets hardly faster.
+_NOTEWORTHY_PARAMETERS = 0.05
+_MACS_PART_OF_PARAMETERS = 0.2
+
+
+def pruning_report(
+    *,
+    pass_id: str,
+    pass_name: str,
+    plan: PruningPlan,
+    classes: ChannelClasses,
+    keeps: npt.NDArray[np.bool_],
+    pruned: PrunedModel | None,
+    before: Costs,
+    after: Costs,
+) -> PassReport:
+    """The report; `classes` and `keeps` are those of the unpruned model, `pruned` is None where nothing was to do."""
+    groups = [group for group in classes.groups if group.slices]
+    total = sum(group.num_channels for group in groups)
+    removed = sum(_removed(group, keeps) for group in groups)
+    frozen = sum(group.num_channels for group in groups if group.frozen_reason is not None)
+    figures: dict[str, float] = {
+        "channels_before": total,
+        "channels_after": total - removed,
+        "channels_frozen": frozen,
+        "parameters_before": before.parameters,
+        "parameters_after": after.parameters,
+    }
+    if before.macs is not None and after.macs is not None:
+        figures |= {"macs_before": before.macs, "macs_after": after.macs}
+    if pruned is not None and pruned.oracle_difference is not None:
+        figures["oracle_difference"] = pruned.oracle_difference
+    return PassReport(
+        pass_id=pass_id,
+        pass_name=pass_name,
+        summary=_summary(removed, total, before, after),
+        changes=_changes(classes, keeps),
+        skips=_skips(plan, classes, pruned),
+        notes=tuple(_notes(plan, removed, pruned, before, after)),
+        figures=figures,
+    )
+
+
+def _removed(group: ChannelGroup, keeps: npt.NDArray[np.bool_]) -> int:
+    return int((~keeps[group.classes]).sum()) * (group.num_channels // len(group))
+
+
+def _summary(removed: int, total: int, before: Costs, after: Costs) -> str:
+    if not removed:
+        return "no channel was removed"
+    text = f"{removed} of {total} channels removed: parameters {_down(before.parameters, after.parameters)}"
+    if before.macs and after.macs is not None:
+        text += f", MACs {_down(before.macs, after.macs)}"
+    return text
+
+
+def _down(before: int, after: int) -> str:
+    return f"-{100 * (1 - after / before):.1f} %" if before else "none"
+
+
+def _changes(classes: ChannelClasses, keeps: npt.NDArray[np.bool_]) -> tuple[Change, ...]:
+    """One change for each layer that became narrower."""
+    changes: dict[str, Change] = {}
+    for width in classes.widths:
+        kept, size = int(keeps[width.classes].sum()), len(width.classes)
+        if kept < size:
+            figures = {"channels_before": float(size), "channels_after": float(kept)}
+            changes[width.layer] = Change(what=f"{width.op_type} narrowed", where=width.layer, figures=figures)
+    return tuple(changes.values())
+
+
+def _skips(plan: PruningPlan, classes: ChannelClasses, pruned: PrunedModel | None) -> tuple[Skip, ...]:
+    skips = [
+        Skip(where=_where(group), reason=f"{group.num_channels} channels are frozen: {group.frozen_reason}")
+        for group in classes.groups
+        if group.slices and group.frozen_reason is not None
+    ]
+    skips += [Skip(where=where, reason=reason) for where, reason in plan.skipped]
+    skips += [
+        Skip(where=", ".join(item.group.layers) or item.group.weight, reason=f"put back: {item.reason}")
+        for item in (pruned.rolled_back if pruned is not None else ())
+    ]
+    return tuple(skips)
+
+
+def _where(group: ChannelGroup) -> str:
+    return ", ".join(group.layers) or group.id
+
+
+def _notes(
+    plan: PruningPlan, removed: int, pruned: PrunedModel | None, before: Costs, after: Costs
+) -> Iterable[str]:
+    if not plan.reached:
+        yield (
+            f"The target {plan.target} = {plan.target_ratio:g} can't be reached: frozen layers, `min_channels` and "
+            "`channel_multiple` leave too little to remove. Everything that may go is gone."
+        )
+    if plan.unmatched_globs:
+        yield f"No layer matches {quoted_list(plan.unmatched_globs)}; `onnxprune inspect` shows the names."
+    if removed and pruned is not None and not pruned.was_run:
+        yield (
+            "The pruned model was checked by its shapes only: the original is too large for a trial run, or ONNX "
+            "Runtime can't run it here."
+        )
+    if pruned is not None and pruned.oracle_difference is not None:
+        yield (
+            f"Outputs equal those of the masked original within {pruned.oracle_difference:.1g} of their range."
+        )
+    if before.macs and after.macs is not None and before.parameters:
+        parameters_down = 1 - after.parameters / before.parameters
+        macs_down = 1 - after.macs / before.macs
+        if parameters_down > _NOTEWORTHY_PARAMETERS and macs_down < _MACS_PART_OF_PARAMETERS * parameters_down:
+            yield (
+                f"Parameters fell by {100 * parameters_down:.1f} %, but MACs only by {100 * macs_down:.1f} %: expect a "
+                "smaller file rather than a faster model. A target of `macs_ratio` prunes where the time goes."
+            )

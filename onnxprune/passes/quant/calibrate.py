@@ -1,0 +1,201 @@
+"""Streaming calibration: one range for each activation, in memory that does not depend on the number of samples.
+
+The float model runs in ONNX Runtime with the wanted tensors as additional outputs; NumPy takes their extremes, which
+also finds what is not finite. (Measured on a ResNet-50 with 79 tensors: 1.18 times the plain inference, against 1.17
+for ReduceMin and ReduceMax nodes inside the graph, which swallow a NaN.) Tensors that together need more than
+`MAX_OUTPUT_BYTES` are taken in several sweeps over the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnxprune.contracts import Batch, CalibrationSource, NullProgress, Progress
+from onnxprune.errors import BadDataError
+from onnxprune.passes.quant.histogram import StreamingHistogram
+from onnxprune.runtime.sessions import OrtRunner, ort_runner_from_model
+
+__all__ = ["MAX_OUTPUT_BYTES", "CalibratedRanges", "CalibrationMethod", "TensorRange", "calibrate"]
+
+MAX_OUTPUT_BYTES = 1 << 30
+"""Tensors that ONNX Runtime hands out at once; more are taken in further sweeps over the data."""
+
+# Assumed for a tensor whose shape is not known.
+_UNKNOWN_TENSOR_BYTES = 4 << 20
+
+CalibrationMethod = Literal["minmax", "percentile"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRange:
+    """What calibration says about one tensor: numbers outside of [low, high] will saturate."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedRanges:
+    """A range for each tensor that any sample computed, over `num_samples` samples in `num_sweeps` sweeps."""
+
+    ranges: Mapping[str, TensorRange]
+    num_samples: int
+    num_sweeps: int
+
+
+class _Accumulator:
+    """The running range of one tensor."""
+
+    def __init__(self, percentile: float | None) -> None:
+        self._percentile = percentile
+        self._histogram = StreamingHistogram() if percentile is not None else None
+        self._low = math.inf
+        self._high = -math.inf
+
+    def add(self, array: npt.NDArray[np.float32], low: float, high: float) -> None:
+        self._low, self._high = min(self._low, low), max(self._high, high)
+        if self._histogram is not None:
+            self._histogram.add(array, low, high)
+
+    def range(self) -> TensorRange:
+        if self._histogram is None or self._percentile is None:
+            return TensorRange(low=self._low, high=self._high)
+        low, high = self._histogram.percentile_range(self._percentile)
+        return TensorRange(low=low, high=high)
+
+
+def calibrate(
+    model: ir.Model,
+    tensors: Sequence[ir.Value],
+    source: CalibrationSource,
+    *,
+    method: CalibrationMethod = "minmax",
+    percentile: float = 99.99,
+    max_samples: int | None = None,
+    threads: int = 1,
+    custom_op_libraries: Sequence[Path] = (),
+    max_output_bytes: int = MAX_OUTPUT_BYTES,
+    progress: Progress | None = None,
+) -> CalibratedRanges:
+    """The range of every one of `tensors` over the samples of `source`.
+
+    A tensor that no sample computes (always empty) has no range.
+
+    Args:
+        model: The float model.
+        tensors: Values of its main graph that hold float32: inputs, or outputs of nodes.
+        source: The samples; iterated once for each sweep.
+        method: "minmax" takes the extremes, "percentile" the middle `percentile` percent of all numbers.
+        percentile: In (50, 100]; only read by "percentile".
+        max_samples: Stop after the batch that reaches this many samples; None takes all.
+        threads: Threads of the float model.
+        custom_op_libraries: For models with custom operators.
+        max_output_bytes: See `MAX_OUTPUT_BYTES`.
+        progress: Follows the samples.
+
+    Raises:
+        BadDataError: There is no sample, or a number in a tensor is not finite; the message names tensor and sample.
+    """
+    progress = progress or NullProgress()
+    accumulators = {value.name or "": _Accumulator(percentile if method == "percentile" else None) for value in tensors}
+    inputs = {value.name for value in model.graph.inputs}
+    sweeps = _sweeps([value for value in tensors if value.name not in inputs], max_output_bytes) or [[]]
+    num_samples = 0
+    for number, names in enumerate(sweeps):
+        runner = ort_runner_from_model(
+            model, threads=threads, custom_op_libraries=custom_op_libraries, extra_outputs=names
+        )
+        # Inputs are taken once, with the first sweep.
+        wanted = {*names, *(name for name in accumulators if number == 0 and name in inputs)}
+        description = "Calibrating" if len(sweeps) == 1 else f"Calibrating, sweep {number + 1} of {len(sweeps)}"
+        batches = progress.track(_limited(source, max_samples), description, total=None)
+        num_samples = 0
+        for batch in batches:
+            _add_batch(accumulators, wanted, runner, batch, first_sample=num_samples)
+            num_samples += _batch_size(batch)
+    if num_samples == 0:
+        raise BadDataError("The calibration data hold no sample.", "Give at least one; 32 to 512 are usual.")
+    ranges = {name: accumulator.range() for name, accumulator in accumulators.items()}
+    return CalibratedRanges(
+        ranges={name: found for name, found in ranges.items() if math.isfinite(found.low)},
+        num_samples=num_samples,
+        num_sweeps=len(sweeps),
+    )
+
+
+def _add_batch(
+    accumulators: Mapping[str, _Accumulator], wanted: set[str], runner: OrtRunner, batch: Batch, *, first_sample: int
+) -> None:
+    for name in sorted(wanted & set(batch)):
+        _add_tensor(accumulators[name], name, np.asarray(batch[name]), batch, first_sample)
+    for name, array in runner.run(batch).items():
+        if name in wanted:
+            _add_tensor(accumulators[name], name, array, batch, first_sample)
+
+
+def _add_tensor(
+    accumulator: _Accumulator, name: str, array: npt.NDArray[np.float32], batch: Batch, first_sample: int
+) -> None:
+    if array.size == 0:
+        return
+    low, high = float(array.min()), float(array.max())
+    # A NaN anywhere makes both extremes NaN.
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise _not_finite(name, array, batch, first_sample)
+    accumulator.add(array, low, high)
+
+
+def _not_finite(name: str, array: npt.NDArray[np.float32], batch: Batch, first_sample: int) -> BadDataError:
+    bad = ~np.isfinite(array)
+    sample = first_sample
+    if array.ndim > 0 and array.shape[0] == _batch_size(batch):
+        sample += int(np.flatnonzero(bad.reshape(array.shape[0], -1).any(axis=1))[0])
+    kind = "input" if name in batch else "tensor"
+    example = array[bad][0]
+    return BadDataError(
+        f"Calibration sample {sample} makes {kind} '{name}' not finite: {int(bad.sum())} of its {array.size} numbers "
+        f"are {'NaN' if np.isnan(example) else 'infinite'}.",
+        "Remove the sample, or repair the preprocessing or the weights that lead to it.",
+    )
+
+
+def _batch_size(batch: Batch) -> int:
+    sizes = [array.shape[0] for array in batch.values() if array.ndim > 0]
+    return sizes[0] if sizes else 1
+
+
+def _limited(source: CalibrationSource, max_samples: int | None) -> Iterator[Batch]:
+    seen = 0
+    for batch in source:
+        if max_samples is not None and seen >= max_samples:
+            return
+        yield batch
+        seen += _batch_size(batch)
+
+
+def _sweeps(values: Sequence[ir.Value], max_bytes: int) -> list[list[str]]:
+    """Names in groups that fit into `max_bytes`, in the order of the graph."""
+    sweeps: list[list[str]] = []
+    filled = 0
+    for value in values:
+        size = _size_bytes(value)
+        if not sweeps or filled + size > max_bytes:
+            sweeps.append([])
+            filled = 0
+        sweeps[-1].append(value.name or "")
+        filled += size
+    return sweeps
+
+
+def _size_bytes(value: ir.Value) -> int:
+    if value.shape is None or not value.shape.is_static():
+        return _UNKNOWN_TENSOR_BYTES
+    return 4 * math.prod(value.shape.numpy())

@@ -1,0 +1,87 @@
+"""A histogram of a stream of numbers in fixed memory, for percentiles.
+
+Bins are equal and cover [-reach, reach), where `reach` is a power of two. A number outside doubles `reach`: each pair
+of neighbouring bins becomes one bin of twice the width, and since all edges are multiples of the bin width, no count
+ends up in a wrong bin. So the histogram equals the one that would have been made with the final reach from the start,
+whatever the order of the samples.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["NUM_BINS", "StreamingHistogram"]
+
+NUM_BINS = 8192
+"""64 KiB a tensor. An outlier a hundred times as large as the percentile still leaves about 40 bins for the rest."""
+
+# The bin of a number is computed as number / width in float32, where a smaller reach would underflow.
+_SMALLEST_EXPONENT = -100
+
+
+class StreamingHistogram:
+    """Counts numbers; `percentile_range` cuts both tails."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(NUM_BINS, dtype=np.int64)
+        self._exponent: int | None = None
+        self.low = math.inf
+        self.high = -math.inf
+
+    @property
+    def count(self) -> int:
+        """How many numbers were added."""
+        return int(self._counts.sum())
+
+    @property
+    def bin_width(self) -> float:
+        """Width of one bin; 0 while only zeros, or nothing, were added."""
+        return 0.0 if self._exponent is None else math.ldexp(2.0 / NUM_BINS, self._exponent)
+
+    def add(self, numbers: npt.NDArray[np.float32], low: float, high: float) -> None:
+        """Count finite `numbers`, whose smallest is `low` and whose largest is `high`."""
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        magnitude = max(abs(low), abs(high))
+        if magnitude > 0.0:
+            # frexp: magnitude < 2**exponent, strictly, so that the largest number has a bin.
+            self._grow_to(max(math.frexp(magnitude)[1], _SMALLEST_EXPONENT))
+        if self._exponent is None:
+            self._counts[NUM_BINS // 2] += numbers.size
+            return
+        # A product with a power of two and the floor of it are exact in float32.
+        positions = np.floor(numbers.reshape(-1) * np.float32(1.0 / self.bin_width)).astype(np.int32)
+        positions += NUM_BINS // 2
+        self._counts += np.bincount(positions, minlength=NUM_BINS)
+
+    def percentile_range(self, percentile: float) -> tuple[float, float]:
+        """The range that holds the middle `percentile` percent of the numbers; half of the rest is cut at each end.
+
+        Exact up to one bin, and never wider than the smallest and the largest number.
+
+        Raises:
+            ValueError: Nothing was added.
+        """
+        if self.count == 0:
+            raise ValueError("The histogram is empty.")
+        if self._exponent is None:
+            return self.low, self.high
+        share = (1.0 - percentile / 100.0) / 2.0
+        cumulative = np.concatenate([[0], np.cumsum(self._counts)]).astype(np.float64) / self.count
+        edges = (np.arange(NUM_BINS + 1) - NUM_BINS // 2) * self.bin_width
+        # The first edge at or below the lower cut, and the first at or above the upper one.
+        first = int(np.searchsorted(cumulative, share, side="right")) - 1
+        last = int(np.searchsorted(cumulative, 1.0 - share, side="left"))
+        return max(float(edges[first]), self.low), min(float(edges[last]), self.high)
+
+    def _grow_to(self, exponent: int) -> None:
+        if self._exponent is None:
+            self._exponent = exponent
+            return
+        while self._exponent < exponent:
+            merged = self._counts.reshape(-1, 2).sum(axis=1)
+            self._counts[:] = 0
+            self._counts[NUM_BINS // 4 : NUM_BINS // 4 + NUM_BINS // 2] = merged
+            self._exponent += 1

@@ -1,0 +1,163 @@
+"""From a configuration to thresholds: which weights belong together, and how far each goes down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+
+from onnxprune.contracts import CanonicalModel
+from onnxprune.errors import PassError, UsageError, quoted_list
+from onnxprune.graph.weights import constant_array, iter_windows
+from onnxprune.passes.sparsify.config import ScopeRule, SparsifyConfig
+from onnxprune.passes.sparsify.patterns import NOfM, Pattern, Unit, Unstructured, unit_keys, window_keys
+from onnxprune.passes.sparsify.plan import SparsifyPlan, TensorPlan
+from onnxprune.passes.sparsify.select import Keys, NonFiniteScoreError, select_smallest
+from onnxprune.passes.sparsify.sites import WeightSite, find_weights
+
+__all__ = ["WINDOW_BYTES", "decide", "keys_of_site"]
+
+# A window and the few arrays made from it stay in a core's second-level cache.
+WINDOW_BYTES = 1 << 20
+
+DEFAULT_GROUP = "default"
+
+
+def decide(model: CanonicalModel, config: SparsifyConfig) -> SparsifyPlan:
+    """Thresholds for all weights that `config` reaches.
+
+    Raises:
+        PassError: A weight holds NaN or infinite values.
+        UsageError: A rule or a skip pattern matches no weight.
+    """
+    found = find_weights(model)
+    pattern = config.parsed_pattern
+    _check_selectors(config, found.sites)
+    skipped = dict(found.refused)
+    groups: dict[str, list[WeightSite]] = {}
+    levels: dict[str, float] = {}
+    for site in found.sites:
+        reason = _reason_to_skip(site, pattern, config)
+        if reason:
+            skipped[site.name] = reason
+            continue
+        group, level = _level(site, config)
+        if level == 0.0:
+            skipped[site.name] = f"its sparsity is 0 ({group})"
+            continue
+        key = group if config.scope == "global" else f"{group}/{site.name}"
+        groups.setdefault(key, []).append(site)
+        levels[key] = level
+
+    decided: dict[str, TensorPlan] = {}
+    for key, sites in groups.items():
+        for plan in _decide_group(sites, pattern, group=key.partition("/")[0], level=levels[key]):
+            decided[plan.tensor] = plan
+    in_graph_order = tuple(decided[site.name] for site in found.sites if site.name in decided)
+    return SparsifyPlan(pattern=config.pattern, tensors=in_graph_order, skipped=skipped)
+
+
+def keys_of_site(site: WeightSite, pattern: Pattern) -> Iterator[Keys]:
+    """Keys of all units of one weight in index order; only unstructured ones come in windows."""
+    if isinstance(pattern, Unstructured):
+        for window in iter_windows(site.value, WINDOW_BYTES):
+            yield window_keys(window.array)
+        return
+    array = constant_array(site.value)
+    if array is not None:
+        yield unit_keys(pattern, array, site.axes)
+
+
+def _decide_group(sites: Sequence[WeightSite], pattern: Pattern, *, group: str, level: float) -> Iterator[TensorPlan]:
+    streams = [partial(keys_of_site, site, pattern) for site in sites]
+    try:
+        selection = select_smallest(streams, lambda num_units: round(level * num_units))
+    except NonFiniteScoreError as error:
+        raise PassError(
+            f"Cannot sparsify {sites[error.stream].describe()}: it holds NaN or infinite values, which have no rank.",
+            f"Repair the model, or exclude the weight with `skip = ['{sites[error.stream].name}']`.",
+        ) from error
+    for site, stream in zip(sites, selection.streams, strict=True):
+        yield TensorPlan(
+            tensor=site.name,
+            group=group,
+            sparsity=level,
+            threshold=selection.threshold,
+            ties=stream.ties,
+            units=stream.units,
+            zeroed=stream.chosen,
+            zero_before=stream.zeros,
+        )
+
+
+def _level(site: WeightSite, config: SparsifyConfig) -> tuple[str, float]:
+    """The group and sparsity of a weight. One that several nodes share takes the lowest sparsity among them."""
+    candidates = []
+    for position in range(len(site.nodes)):
+        for index, rule in enumerate(config.rules):
+            if _rule_matches(rule, site, position):
+                candidates.append((rule.sparsity, f"rules[{index}]"))
+                break
+        else:
+            candidates.append((config.default_sparsity, DEFAULT_GROUP))
+    level, group = min(candidates)
+    return group, level
+
+
+def _rule_matches(rule: ScopeRule, site: WeightSite, position: int) -> bool:
+    node = site.nodes[position]
+    return (
+        (rule.name is None or _name_matches(rule.name, site.name, node.name or ""))
+        and (rule.op_type is None or rule.op_type == node.op_type)
+        and (rule.module is None or _module_matches(rule.module, site.module_path(position)))
+    )
+
+
+def _name_matches(glob: str, *names: str) -> bool:
+    return any(fnmatchcase(name, glob) for name in names)
+
+
+def _module_matches(glob: str, path: str) -> bool:
+    """True for the module itself and for everything inside it."""
+    parts = path.split(".")
+    return any(fnmatchcase(".".join(parts[:depth]), glob) for depth in range(1, len(parts) + 1))
+
+
+def _is_skipped(glob: str, site: WeightSite) -> bool:
+    return _name_matches(glob, site.name, *(node.name or "" for node in site.nodes)) or any(
+        _module_matches(glob, site.module_path(position)) for position in range(len(site.nodes))
+    )
+
+
+def _reason_to_skip(site: WeightSite, pattern: Pattern, config: SparsifyConfig) -> str:
+    for glob in config.skip:
+        if _is_skipped(glob, site):
+            return f"excluded by skip '{glob}'"
+    if isinstance(pattern, Unstructured):
+        return ""
+    if not site.axes_agree:
+        return "several nodes read it with different output axes, so it has no units of its own"
+    num_inputs = site.shape[site.axes.in_axis]
+    if isinstance(pattern, NOfM) and num_inputs <= pattern.keep:
+        return f"it has {num_inputs} inputs in each group, and pattern '{config.pattern}' keeps {pattern.keep} of them"
+    if isinstance(pattern, Unit) and site.mixes_units:
+        return "its output axis mixes several units (recurrence gates or groups)"
+    return ""
+
+
+def _check_selectors(config: SparsifyConfig, sites: Sequence[WeightSite]) -> None:
+    """A selector that matches nothing is a misspelt one."""
+    for index, rule in enumerate(config.rules):
+        if not any(_rule_matches(rule, site, position) for site in sites for position in range(len(site.nodes))):
+            selectors = rule.model_dump(exclude={"sparsity"}, exclude_none=True)
+            given = ", ".join(f"{key} = '{value}'" for key, value in selectors.items())
+            raise UsageError(f"Rule rules[{index}] of pass 'sparsify' ({given}) matches no weight.", _known(sites))
+    for glob in config.skip:
+        if not any(_is_skipped(glob, site) for site in sites):
+            raise UsageError(f"The skip pattern '{glob}' of pass 'sparsify' matches no weight.", _known(sites))
+
+
+def _known(sites: Sequence[WeightSite]) -> str:
+    modules = sorted({path.partition(".")[0] for site in sites for path in site.module_paths})
+    weights = f"Weights are {quoted_list(site.name for site in sites)}"
+    return f"{weights}; modules are {quoted_list(modules)}." if modules else f"{weights}."

@@ -1,0 +1,83 @@
+"""The output folder: written beside itself, moved into place at the end, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from onnxprune.errors import OutputError, UsageError
+
+__all__ = ["disk_errors", "staged_folder", "write_text"]
+
+STAGING_PREFIX = ".onnxprune-partial-"
+
+
+@contextmanager
+def disk_errors(doing: str) -> Iterator[None]:
+    """Turn the operating system's refusals inside the block into an `OutputError` that says what was being done."""
+    try:
+        yield
+    except OSError as error:
+        hint = {
+            errno.ENOSPC: "Free some space, or choose another folder with --out.",
+            errno.EDQUOT: "Free some of your quota, or choose another folder with --out.",
+            errno.EACCES: "Choose a folder that you may write to with --out.",
+            errno.EPERM: "Choose a folder that you may write to with --out.",
+            errno.EROFS: "Choose a folder on a writable disk with --out.",
+        }.get(error.errno or 0, "")
+        place = f" ('{error.filename}')" if error.filename else ""
+        raise OutputError(f"{doing} failed: {error.strerror or error}{place}.", hint) from error
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """A fresh folder whose content replaces that of `out` when the block ends well.
+
+    What stands in `out` under other names stays. When the block raises, nothing in `out` has changed, and a folder
+    that had to be made for it is gone again.
+
+    Raises:
+        UsageError: `out` is a file.
+        OutputError: `out` can't be made or written to, or the disk is full.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"The output '{out}' is a file, not a folder.", "Name a folder with --out.")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    with disk_errors(f"Making the output folder '{out}'"):
+        out.mkdir(parents=True, exist_ok=True)
+        for leftover in out.glob(f"{STAGING_PREFIX}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=out))
+    try:
+        yield staging
+        with disk_errors(f"Writing to '{out}'"):
+            for item in sorted(staging.iterdir()):
+                _replace(item, out / item.name, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _replace(new: Path, place: Path, staging: Path) -> None:
+    # A folder can't be renamed over one that has content: the old one goes aside first, and is deleted with staging.
+    if place.is_dir() and not place.is_symlink():
+        os.replace(place, staging / f"{place.name}.old")
+    os.replace(new, place)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 under a temporary name, then rename: the file is whole or not there."""
+    with disk_errors(f"Writing '{path}'"):
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

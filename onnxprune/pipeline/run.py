@@ -1,0 +1,438 @@
+"""The main job: source -> passes -> artifacts -> measurements -> report.
+
+Everything that can fail early fails early: configurations and requirements before the source is opened, then the data
+and every pass's and target's own check before the first pass starts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+
+from onnxprune.contracts import (
+    Artifact,
+    BudgetOutcome,
+    CalibrationSource,
+    Evaluator,
+    JsonObject,
+    JsonValue,
+    Measurements,
+    ModelState,
+    NullProgress,
+    Pass,
+    PassContext,
+    PassReport,
+    Placement,
+    Progress,
+    Requirement,
+    Runner,
+    RunReport,
+    Target,
+    TargetContext,
+    TensorSpec,
+)
+from onnxprune.convert.report import ConvertedModel, SourceKind
+from onnxprune.convert.request import SourceRequest
+from onnxprune.convert.source import open_source
+from onnxprune.data.overlap import overlap_warning
+from onnxprune.data.source import open_data
+from onnxprune.errors import PreconditionError, UsageError, quoted_list
+from onnxprune.evaluate import open_evaluator
+from onnxprune.evaluate.budget import check_budget
+from onnxprune.evaluate.figures import model_figures
+from onnxprune.graph.io import external_data_files, save_model
+from onnxprune.graph.writer import content_hash
+from onnxprune.passes.harness import check_requirements, plan_from_json, plan_to_json, run_pass
+from onnxprune.pipeline.cache import PassCache, chain_key
+from onnxprune.pipeline.lock import LOCK_NAME, LOCK_SCHEMA, PlanLock, PlannedPass, render_lock
+from onnxprune.pipeline.measure import Yardstick, measure_artifact, measure_source, sample_batches
+from onnxprune.pipeline.output import staged_folder, write_text
+from onnxprune.pipeline.verdict import result_warnings
+from onnxprune.plugins import find_pass, find_target
+from onnxprune.recipe import Recipe, recipe_to_json
+from onnxprune.runtime.host import host_summary, runtime_versions
+from onnxprune.runtime.sessions import ort_runner_from_model
+
+__all__ = ["REPORT_SCHEMA", "DryRun", "PipelineOptions", "dry_run", "run_pipeline"]
+
+REPORT_SCHEMA = 1
+FIDELITY_BUDGETS = ("fidelity_cosine", "fidelity_snr_db", "fidelity_max_abs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineOptions:
+    """How to run, apart from what the recipe says.
+
+    `cache` is the folder of intermediate results (None: keep none). `lock` repeats an earlier run's decisions.
+    """
+
+    out: Path
+    cache: Path | None = None
+    lock: PlanLock | None = None
+    progress: Progress = field(default_factory=NullProgress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a run would do: each pass's plan (JSON) and report, and what the targets say. Nothing was written."""
+
+    plans: Mapping[str, JsonValue]
+    reports: tuple[PassReport, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """Everything that was opened and checked before the first pass."""
+
+    recipe: Recipe
+    passes: tuple[Pass[Any, Any], ...]
+    targets: tuple[Target[Any], ...]
+    converted: ConvertedModel
+    source_hash: str
+    runner: Runner
+    calibration: CalibrationSource | None
+    evaluator: Evaluator | None
+    context: PassContext
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PassesResult:
+    state: ModelState
+    reports: tuple[PassReport, ...]
+    plans: tuple[PlannedPass, ...]
+
+
+def run_pipeline(request: SourceRequest, recipe: Recipe, options: PipelineOptions) -> RunReport:
+    """Do what `recipe` says to the model that `request` names, and write artifacts, plan and figures to `options.out`.
+
+    A missed budget is not raised: it stands in the report, and the artifact is kept.
+
+    Raises:
+        OnnxPruneError: See `onnxprune.errors`; nothing in `options.out` has changed then.
+    """
+    started = time.monotonic()
+    progress = options.progress
+    passes, targets = _instantiate(recipe)
+    _check_requirements(recipe, passes, targets)
+    _check_not_the_source(request, recipe, options.out)
+    with staged_folder(options.out) as staging:
+        prepared = _prepare(request, recipe, passes, targets, options)
+        done = _run_passes(prepared, options)
+        artifacts = _build(prepared, done.state, staging, options)
+        yardstick = _yardstick(prepared, progress)
+        source_measurements = _measure_source(request, prepared, yardstick)
+        measurements = tuple(
+            measure_artifact(artifact, target, yardstick, progress)
+            for artifact, target in zip(artifacts, targets, strict=True)
+        )
+        lock = PlanLock(
+            schema=LOCK_SCHEMA,
+            source_hash=prepared.source_hash,
+            recipe=recipe_to_json(recipe),
+            passes=done.plans,
+            placements={a.target: a.placement for a in artifacts if a.placement is not None},
+            versions=runtime_versions(),
+        )
+        write_text(staging / LOCK_NAME, render_lock(lock))
+        before, after = model_figures(prepared.converted.model), model_figures(done.state.model)
+        return RunReport(
+            schema=REPORT_SCHEMA,
+            source=_describe_source(request, prepared),
+            recipe=recipe_to_json(recipe),
+            before=before,
+            after=after,
+            source_measurements=source_measurements,
+            passes=done.reports,
+            artifacts=tuple(replace(artifact, folder=options.out / artifact.target) for artifact in artifacts),
+            measurements=measurements,
+            budgets=_budgets(recipe, measurements, source_measurements),
+            warnings=(*prepared.warnings, *result_warnings(before, after, source_measurements, measurements)),
+            versions=runtime_versions(),
+            host=host_summary(),
+            duration_s=time.monotonic() - started,
+        )
+
+
+def dry_run(request: SourceRequest, recipe: Recipe, options: PipelineOptions) -> DryRun:
+    """Run all checks and passes in memory, build nothing and write nothing."""
+    passes, targets = _instantiate(recipe)
+    _check_requirements(recipe, passes, targets)
+    prepared = _prepare(request, recipe, passes, targets, options)
+    done = _run_passes(prepared, replace(options, cache=None))
+    return DryRun(plans={entry.step_id: entry.plan for entry in done.plans}, reports=done.reports)
+
+
+# --- before the first pass ------------------------------------------------------------------------------------
+
+
+def _instantiate(recipe: Recipe) -> tuple[tuple[Pass[Any, Any], ...], tuple[Target[Any], ...]]:
+    passes = tuple(find_pass(step.name)(step.config, pass_id=step.step_id) for step in recipe.steps)
+    targets = tuple(find_target(step.name)(step.config) for step in recipe.targets)
+    return passes, targets
+
+
+def _check_requirements(
+    recipe: Recipe, passes: Sequence[Pass[Any, Any]], targets: Sequence[Target[Any]]
+) -> None:
+    """What can be refused without opening anything."""
+    check_requirements(
+        passes, has_calibration=recipe.data.calibration is not None, has_evaluator=recipe.data.eval is not None
+    )
+    if recipe.budget.score_drop is not None and (recipe.data.eval is None or not recipe.measure.score):
+        raise PreconditionError(
+            "The budget 'score_drop' needs an evaluator, but the run has none.",
+            "Give `--eval PATH` (labelled images or .npz) or `--eval module:function`, or drop the budget.",
+        )
+    if recipe.budget.latency_ratio is not None:
+        elsewhere = [target.name for target in targets if not target.is_host]
+        if elsewhere:
+            raise PreconditionError(
+                f"The budget 'latency_ratio' can't be measured for {quoted_list(elsewhere)}: this machine "
+                f"({host_summary()['instruction_set']}) is not that target.",
+                "Build for this machine's instruction set, or drop the budget.",
+            )
+        if not recipe.measure.latency:
+            raise PreconditionError(
+                "The budget 'latency_ratio' needs measured latencies, but 'measure.latency' is off.",
+                "Drop the budget, or measure.",
+            )
+    asked = [name for name in FIDELITY_BUDGETS if getattr(recipe.budget, name) is not None]
+    if asked and not recipe.measure.fidelity:
+        raise PreconditionError(
+            f"The budget {quoted_list(asked)} needs compared outputs, but 'measure.fidelity' is off.",
+            "Drop the budget, or measure.",
+        )
+
+
+def _check_not_the_source(request: SourceRequest, recipe: Recipe, out: Path) -> None:
+    if not isinstance(request.source, str) or not Path(request.source).exists():
+        return
+    source = Path(request.source)
+    for target in recipe.targets:
+        if (out / target.name).resolve() in (source.resolve(), *source.resolve().parents):
+            raise UsageError(
+                f"The source '{source}' lies in '{out / target.name}', which the run would replace.",
+                "Choose another folder with --out.",
+            )
+
+
+def _prepare(
+    request: SourceRequest,
+    recipe: Recipe,
+    passes: tuple[Pass[Any, Any], ...],
+    targets: tuple[Target[Any], ...],
+    options: PipelineOptions,
+) -> _Prepared:
+    progress = options.progress
+    progress.note(f"Reading {request.source}")
+    converted = open_source(request)
+    source_hash = content_hash(converted.model)
+    if options.lock is not None and options.lock.source_hash != source_hash:
+        raise UsageError(
+            f"The plan was made from another model (source hash {options.lock.source_hash[:12]}..., "
+            f"this one has {source_hash[:12]}...).",
+            "Run without --plan to decide anew.",
+        )
+    runner = ort_runner_from_model(
+        converted.model, threads=recipe.measure.threads, custom_op_libraries=request.custom_op_libraries
+    )
+    inputs = runner.inputs
+    calibration = _open_calibration(recipe, inputs)
+    evaluator = None
+    if recipe.data.eval is not None:
+        evaluator = open_evaluator(
+            recipe.data.eval, inputs=inputs, preprocess=recipe.preprocess, limit=recipe.data.eval_samples
+        )
+    state = ModelState(model=converted.model)
+    will_quantize = any(pass_.produces_quantization for pass_ in passes)
+    for pass_ in passes:
+        pass_.check(state)
+    for target in targets:
+        target.check(state, will_quantize=will_quantize)
+    warnings = tuple(w for w in (overlap_warning(calibration, evaluator),) if w)
+    context = PassContext(
+        seed=recipe.seed,
+        calibration=calibration,
+        evaluator=evaluator,
+        progress=progress,
+        custom_op_libraries=request.custom_op_libraries,
+        targets=tuple(step.name for step in recipe.targets),
+    )
+    return _Prepared(
+        recipe=recipe,
+        passes=passes,
+        targets=targets,
+        converted=converted,
+        source_hash=source_hash,
+        runner=runner,
+        calibration=calibration,
+        evaluator=evaluator,
+        context=context,
+        warnings=warnings,
+    )
+
+
+def _open_calibration(recipe: Recipe, inputs: Sequence[TensorSpec]) -> CalibrationSource | None:
+    if recipe.data.calibration is None:
+        return None
+    return open_data(
+        recipe.data.calibration,
+        inputs=inputs,
+        preprocess=recipe.preprocess,
+        limit=recipe.data.calibration_samples,
+    )
+
+
+# --- passes ---------------------------------------------------------------------------------------------------
+
+
+def _run_passes(prepared: _Prepared, options: PipelineOptions) -> _PassesResult:
+    cache = PassCache(options.cache) if options.cache is not None else None
+    state = ModelState(model=prepared.converted.model)
+    key = chain_key(
+        prepared.source_hash,
+        versions=runtime_versions(),
+        custom_op_libraries=[path.name for path in prepared.context.custom_op_libraries],
+    )
+    model_key: str | None = None
+    reports: list[PassReport] = []
+    plans: list[PlannedPass] = []
+    keys: list[str] = []
+    for number, pass_ in enumerate(prepared.passes, start=1):
+        given_plan = options.lock.plan_of(pass_.pass_id) if options.lock is not None else None
+        key = chain_key(key, **_pass_identity(pass_, prepared, given_plan))
+        keys.append(key)
+        found = cache.get(key, before=state, before_model_key=model_key) if cache is not None else None
+        if found is not None:
+            options.progress.note(f"[{number}/{len(prepared.passes)}] {pass_.pass_id}: taken from the cache")
+            state, report, plan, model_key = found.state, found.report, found.plan, found.model_key
+        else:
+            options.progress.note(f"[{number}/{len(prepared.passes)}] {pass_.pass_id}: {pass_.summary}")
+            decided = plan_from_json(pass_, given_plan) if given_plan is not None else None
+            outcome = run_pass(pass_, state, prepared.context, plan=decided)
+            report, plan = outcome.report, plan_to_json(pass_, outcome.plan)
+            if cache is not None:
+                stored = cache.put(
+                    key, before=state, before_model_key=model_key, state=outcome.state, report=report, plan=plan
+                )
+                model_key = stored.model_key
+            state = outcome.state
+        reports.append(report)
+        plans.append(PlannedPass(step_id=pass_.pass_id, name=pass_.name, plan=plan))
+    if cache is not None:
+        cache.keep_only(keys)
+    return _PassesResult(state=state, reports=tuple(reports), plans=tuple(plans))
+
+
+def _pass_identity(pass_: Pass[Any, Any], prepared: _Prepared, given_plan: JsonValue | None) -> JsonObject:
+    """Everything besides the model that a pass's result depends on."""
+    identity: JsonObject = {
+        "pass": pass_.name,
+        "config": pass_.config.model_dump(mode="json"),
+        "seed": prepared.recipe.seed,
+        "plan": given_plan,
+    }
+    if Requirement.CALIBRATION in pass_.requirements and prepared.calibration is not None:
+        identity["calibration"] = prepared.calibration.content_hash
+    if Requirement.EVALUATOR in pass_.requirements:
+        identity["eval"] = prepared.recipe.data.model_dump(mode="json")
+    return identity
+
+
+# --- artifacts and figures ------------------------------------------------------------------------------------
+
+
+def _build(
+    prepared: _Prepared, state: ModelState, staging: Path, options: PipelineOptions
+) -> tuple[Artifact, ...]:
+    recipe = prepared.recipe
+    placements: Mapping[str, Placement] = options.lock.placements if options.lock is not None else {}
+    provenance: JsonObject = {
+        "source_hash": prepared.source_hash,
+        "preprocess": recipe.preprocess.model_dump(mode="json"),
+        "passes": [{"id": step.step_id, **step.config.model_dump(mode="json")} for step in recipe.steps],
+        "seed": recipe.seed,
+        "versions": runtime_versions(),
+    }
+    if state.quantization is not None:
+        provenance["calibration_hash"] = state.quantization.calibration_hash
+    artifacts = []
+    for target, step in zip(prepared.targets, recipe.targets, strict=True):
+        options.progress.note(f"Building for {step.name}")
+        folder = staging / step.name
+        folder.mkdir()
+        artifacts.append(
+            target.build(
+                state,
+                TargetContext(
+                    folder=folder,
+                    stem=_stem(prepared.converted.report.source_name),
+                    provenance=provenance,
+                    progress=options.progress,
+                    custom_op_libraries=prepared.context.custom_op_libraries,
+                    seed=recipe.seed,
+                    placement=placements.get(step.name),
+                ),
+            )
+        )
+    return tuple(artifacts)
+
+
+def _stem(source: str) -> str:
+    """File name without ending for artifacts: of the model file, or of the file that holds the factory."""
+    return Path(source.partition(".py:")[0]).stem or "model"
+
+
+def _yardstick(prepared: _Prepared, progress: Progress) -> Yardstick:
+    options = prepared.recipe.measure
+    batches, data = sample_batches(prepared.runner, prepared.calibration, seed=prepared.recipe.seed)
+    score = None
+    if prepared.evaluator is not None and options.score:
+        progress.note("source: scoring")
+        score = prepared.evaluator.evaluate(prepared.runner)
+    return Yardstick(
+        source=prepared.runner,
+        batches=batches,
+        data=data,
+        evaluator=prepared.evaluator,
+        source_score=score,
+        options=options,
+        custom_op_libraries=prepared.context.custom_op_libraries,
+    )
+
+
+def _measure_source(request: SourceRequest, prepared: _Prepared, yardstick: Yardstick) -> Measurements:
+    source = Path(str(request.source))
+    if prepared.converted.report.kind is SourceKind.ONNX:
+        return measure_source(yardstick, path=source, data_files=external_data_files(source))
+    # Sources in other formats are measured as the ONNX model that they became.
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        path = Path(folder) / "source.onnx"
+        save_model(prepared.converted.model, path)
+        return measure_source(yardstick, path=path, data_files=external_data_files(path))
+
+
+def _budgets(
+    recipe: Recipe, measurements: Sequence[Measurements], source: Measurements
+) -> tuple[BudgetOutcome, ...]:
+    return tuple(
+        outcome for measured in measurements for outcome in check_budget(recipe.budget, measured, source=source)
+    )
+
+
+def _describe_source(request: SourceRequest, prepared: _Prepared) -> JsonObject:
+    report = prepared.converted.report
+    return {
+        "path": str(request.source),
+        "sha256": prepared.source_hash,
+        "conversion": to_jsonable_python(report, inf_nan_mode="strings"),
+        "inputs": [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in prepared.runner.inputs],
+        "outputs": [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in prepared.runner.outputs],
+    }

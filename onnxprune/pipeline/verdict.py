@@ -1,0 +1,43 @@
+"""Says plainly when a result is not what the user wanted: larger, slower, or zeros taken for savings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxprune.contracts import Measurements, ModelFigures
+
+__all__ = ["result_warnings"]
+
+NOTABLE_ZEROS_RATIO = 0.1  # below it nobody takes the zeros for a saving
+
+
+def result_warnings(
+    before: ModelFigures,
+    after: ModelFigures,
+    source: Measurements,
+    measurements: Sequence[Measurements],
+) -> tuple[str, ...]:
+    """One sentence for each way in which an artifact is worse than the source, or its figures mislead."""
+    warnings = []
+    for measured in measurements:
+        if measured.size_bytes > source.size_bytes * 1.01:
+            warnings.append(
+                f"{measured.target}: the artifact is larger than the source "
+                f"({measured.size_bytes:,} against {source.size_bytes:,} bytes)."
+            )
+        latency = measured.latency
+        if latency is not None and latency.high < 1.0:
+            warnings.append(
+                f"{measured.target}: the artifact is slower than the source on this machine: {1 / latency.ratio:.2f}x "
+                f"its latency (95 % interval {1 / latency.high:.2f} to {1 / latency.low:.2f})."
+            )
+    zeros = after.parameters - after.nonzero_parameters
+    zeros_before = before.parameters - before.nonzero_parameters
+    if zeros > zeros_before and zeros >= NOTABLE_ZEROS_RATIO * after.parameters and after.sparse_bytes:
+        storage, smallest = min(after.sparse_bytes.items(), key=lambda item: item[1])
+        warnings.append(
+            f"{zeros / after.parameters:.0%} of the weights are zeros, but they are stored and computed like any other "
+            f"number: neither the file nor the latency gains. As sparse storage ({storage}) the weights would take "
+            f"{smallest:,} bytes instead of {after.weight_bytes:,}. To gain speed, remove channels (pass 'prune')."
+        )
+    return tuple(warnings)

@@ -1,0 +1,130 @@
+"""Passes, targets, their settings and the operator tables, as people read them."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined, to_jsonable_python
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnxprune.ops.catalog import OP_TABLES
+
+__all__ = [
+    "OpCoverage",
+    "SettingRow",
+    "describe_settings",
+    "ops_coverage",
+    "print_ops",
+    "print_plugins",
+    "print_settings",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingRow:
+    """One setting; `default` is None-able JSON, and `required` says that there is none."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpCoverage:
+    """The opset versions from which each table has a row for an operator."""
+
+    domain: str
+    op_type: str
+    tables: Mapping[str, tuple[int, ...]]
+
+
+def describe_settings(config_type: type[BaseModel]) -> tuple[SettingRow, ...]:
+    """All settings of a configuration, in the order of their declaration."""
+    rows = []
+    for name, info in config_type.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        rows.append(
+            SettingRow(
+                name=name,
+                type=_type_text(info.annotation),
+                default=None if default is PydanticUndefined else to_jsonable_python(default),
+                required=info.is_required(),
+                description=info.description or "",
+            )
+        )
+    return tuple(rows)
+
+
+def _type_text(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return " | ".join(str(value) for value in typing.get_args(annotation))
+    if origin is None:
+        return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+    arguments = [_type_text(argument) for argument in typing.get_args(annotation) if argument is not Ellipsis]
+    if origin in (tuple, list):
+        return f"list of {' | '.join(dict.fromkeys(arguments))}"
+    if origin is dict:
+        return f"table of {arguments[-1]}"
+    return " | ".join(arguments)
+
+
+def ops_coverage() -> tuple[OpCoverage, ...]:
+    """Every operator that a table knows, by domain and name."""
+    found: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for table_name, table in OP_TABLES.items():
+        for key in table.keys():
+            found.setdefault((key.domain, key.op_type), {}).setdefault(table_name, []).append(key.since_version)
+    return tuple(
+        OpCoverage(domain=domain, op_type=op_type, tables={name: tuple(versions) for name, versions in tables.items()})
+        for (domain, op_type), tables in sorted(found.items())
+    )
+
+
+def print_ops(coverage: Sequence[OpCoverage], console: Console | None = None) -> None:
+    """A row for each operator, a column for each table, and the counts."""
+    console = console or Console()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("operator")
+    for name in OP_TABLES:
+        table.add_column(name)
+    for row in coverage:
+        label = row.op_type if not row.domain else f"{row.domain}::{row.op_type}"
+        cells = [("from " + ", ".join(map(str, row.tables[name]))) if name in row.tables else "" for name in OP_TABLES]
+        table.add_row(label, *cells)
+    console.print(table)
+    counts = ", ".join(f"{sum(name in row.tables for row in coverage)} {name}" for name in OP_TABLES)
+    console.print(Text(f"{len(coverage)} operators: {counts}.", style="dim"))
+
+
+def print_plugins(rows: Sequence[Mapping[str, Any]], *, kind: str, console: Console | None = None) -> None:
+    """Name, summary and origin of each pass or target."""
+    console = console or Console()
+    table = Table.grid(padding=(0, 2))
+    for row in rows:
+        origin = "" if row["from"] == "onnxprune" else f"from {row['from']}"
+        table.add_row(Text(row["name"], style="bold"), row["summary"], Text(origin, style="dim"))
+    console.print(table)
+    plural = "passes" if kind == "pass" else "targets"
+    console.print(Text(f"Settings of one: onnxprune {plural} NAME", style="dim"))
+
+
+def print_settings(name: str, summary: str, settings: Sequence[SettingRow], console: Console | None = None) -> None:
+    """Every setting with type, default and description."""
+    console = console or Console()
+    console.print(Text.assemble((name, "bold"), "  ", summary))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for header in ("setting", "type", "default", ""):
+        table.add_column(header)
+    for row in settings:
+        default = "(required)" if row.required else str(row.default)
+        table.add_row(row.name, row.type, default, row.description)
+    console.print(table)

@@ -1,0 +1,137 @@
+"""What `onnxprune inspect` shows: layers, figures, and the channel classes with the reasons why some are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnxprune.contracts import CanonicalModel, ModelFigures
+from onnxprune.evaluate.figures import model_figures
+from onnxprune.graph.metadata import module_path
+from onnxprune.ops.macs import count_macs
+from onnxprune.passes.prune import ChannelSummary, summarize_channels
+from onnxprune.report.figures import bytes_text, count_text
+
+__all__ = ["Inspection", "LayerRow", "inspect_model", "print_inspection"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One node with weights. `macs` is None where they are unknown; `shape` is that of its first output."""
+
+    name: str
+    op_type: str
+    module: str
+    shape: tuple[int | str | None, ...] | None
+    parameters: int
+    weight_bytes: int
+    macs: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """A model's inputs, outputs, figures and layers; `channels` is None unless asked for."""
+
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    figures: ModelFigures
+    layers: tuple[LayerRow, ...]
+    channels: tuple[ChannelSummary, ...] | None
+
+
+def inspect_model(model: CanonicalModel, *, with_channels: bool) -> Inspection:
+    """Gather everything that `print_inspection` shows."""
+    macs = count_macs(model)
+    layers = []
+    for node in model.graph:
+        weights = [value for value in node.inputs if value is not None and value.const_value is not None]
+        floats = [value.const_value for value in weights if value.dtype is not None and value.dtype.is_floating_point()]
+        parameters = sum(tensor.size for tensor in floats if tensor is not None)
+        if not parameters and not macs.per_node.get(node.name or ""):
+            continue
+        shape = node.outputs[0].shape
+        layers.append(
+            LayerRow(
+                name=node.name or "",
+                op_type=node.op_type,
+                module=module_path(node),
+                shape=None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape),
+                parameters=parameters,
+                weight_bytes=sum(tensor.nbytes for tensor in floats if tensor is not None),
+                macs=macs.per_node.get(node.name or ""),
+            )
+        )
+    return Inspection(
+        opset=model.opset_imports.get("", 0),
+        inputs=tuple(f"{value.name}: {value.dtype} {value.shape}" for value in model.graph.inputs),
+        outputs=tuple(f"{value.name}: {value.dtype} {value.shape}" for value in model.graph.outputs),
+        figures=model_figures(model),
+        layers=tuple(layers),
+        channels=summarize_channels(model) if with_channels else None,
+    )
+
+
+def print_inspection(inspection: Inspection, *, limit: int | None, console: Console | None = None) -> None:
+    """Print the inspection; at most `limit` layers and classes, those with the most MACs or parameters."""
+    console = console or Console()
+    figures = inspection.figures
+    for direction, values in (("input", inspection.inputs), ("output", inspection.outputs)):
+        for value in values:
+            console.print(Text(f"{direction:7}{value}"))
+    macs = "unknown (dynamic shape)" if figures.macs is None else count_text(figures.macs)
+    console.print(
+        Text(
+            f"\nopset {inspection.opset}, {figures.num_nodes} nodes, {count_text(figures.parameters)} parameters "
+            f"({count_text(figures.nonzero_parameters)} not zero, {bytes_text(figures.weight_bytes)}), {macs} MACs\n"
+        )
+    )
+    _print_layers(console, inspection.layers, limit)
+    if figures.uncounted_ops:
+        console.print(Text(f"MACs not counted: {', '.join(figures.uncounted_ops)}.", style="dim"))
+    if inspection.channels is not None:
+        _print_channels(console, inspection.channels, limit)
+
+
+def _print_layers(console: Console, layers: Sequence[LayerRow], limit: int | None) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for header, justify in (("layer", "left"), ("operator", "left"), ("output", "left")):
+        table.add_column(header, justify="left" if justify == "left" else "right")
+    for header in ("parameters", "bytes", "MACs"):
+        table.add_column(header, justify="right")
+    ranked = sorted(layers, key=lambda row: (row.macs or 0, row.parameters), reverse=True)[:limit]
+    shown = {row.name for row in ranked}
+    for row in layers:
+        if row.name in shown:
+            shape = "?" if row.shape is None else "x".join(str(dim) for dim in row.shape)
+            table.add_row(
+                row.name,
+                row.op_type,
+                shape,
+                count_text(row.parameters),
+                bytes_text(row.weight_bytes),
+                "" if row.macs is None else count_text(row.macs),
+            )
+    console.print(table)
+    if len(shown) < len(layers):
+        console.print(Text(f"and {len(layers) - len(shown)} smaller layers (--all shows them)", style="dim"))
+
+
+def _print_channels(console: Console, channels: Sequence[ChannelSummary], limit: int | None) -> None:
+    free = [row for row in channels if row.frozen_reason is None]
+    frozen = [row for row in channels if row.frozen_reason is not None]
+    console.print(Text(f"\nChannels that can be removed: {sum(row.num_channels for row in free)} "
+                       f"in {len(free)} groups", style="bold"))
+    for row in free[:limit]:
+        console.print(Text(f"  {row.num_channels:5} channels  {', '.join(row.layers[:4])}"
+                           + (f" and {len(row.layers) - 4} more" if len(row.layers) > 4 else "")))
+    if frozen:
+        console.print(Text(f"\nFrozen: {sum(row.num_channels for row in frozen)} channels in {len(frozen)} groups",
+                           style="bold"))
+    for row in frozen[:limit]:
+        layers = ", ".join(row.layers[:3]) + (f" and {len(row.layers) - 3} more" if len(row.layers) > 3 else "")
+        console.print(Text(f"  {row.num_channels:5} channels  {layers}: {row.frozen_reason}", style="dim"))

@@ -1,0 +1,14 @@
+"""Reports as JSON: infinities as strings, paths as text, keys in the order of the types."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic_core import to_jsonable_python
+
+__all__ = ["to_json_text"]
+
+
+def to_json_text(report: object) -> str:
+    """Any frozen report of `onnxprune.contracts` as indented JSON."""
+    return json.dumps(to_jsonable_python(report, inf_nan_mode="strings"), indent=2, ensure_ascii=False)

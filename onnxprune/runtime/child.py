@@ -1,0 +1,150 @@
+"""Calling one of our own functions in a process of its own: for native code that may crash, and for clean figures.
+
+The child reads its job from a folder and writes its answer there, so whatever it prints is free to be captured.
+It is killed with everything it started when it runs out of time, on Ctrl-C, and when this process ends in any way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxprune import errors
+from onnxprune.errors import MissingExtraError, OnnxPruneError
+
+if TYPE_CHECKING:  # a child starts faster without what the contracts import
+    from onnxprune.contracts import JsonValue
+
+__all__ = ["ANSWER_FILE", "JOB_FILE", "ChildFailure", "call_in_child"]
+
+JOB_FILE = "job.json"
+ANSWER_FILE = "answer.json"
+LOG_FILE = "log.txt"
+
+_LOG_TAIL_BYTES = 4096
+_POLL_S = 0.05
+_KILL_GRACE_S = 5.0
+_FREQUENT_SIGNALS = {
+    "SIGKILL": "was killed by SIGKILL, perhaps for lack of memory",
+    "SIGXFSZ": "reached the limit for the size of a file (SIGXFSZ)",
+}
+
+
+class ChildFailure(Exception):  # noqa: N818 - never reaches a user: callers turn it into an error of ours
+    """The child ended without an answer; the text says how ("crashed in native code (SIGSEGV)") and its last words."""
+
+
+def call_in_child(
+    function: str,
+    arguments: Mapping[str, JsonValue],
+    *,
+    folder: Path,
+    timeout_s: float,
+) -> JsonValue:
+    """What `function(arguments, folder)` returns when it is called in a fresh Python process.
+
+    Args:
+        function: "package.module:name".
+        arguments: Plain JSON values.
+        folder: An existing folder that is the caller's, for job, answer, log and whatever the function leaves there.
+        timeout_s: The child is killed after so many seconds.
+
+    Raises:
+        OnnxPruneError: What the function raised, as it raised it.
+        ChildFailure: The child crashed, was killed, took too long, or raised anything else.
+    """
+    (folder / JOB_FILE).write_text(json.dumps({"function": function, "arguments": dict(arguments)}), encoding="utf-8")
+    (folder / ANSWER_FILE).unlink(missing_ok=True)
+    with (folder / LOG_FILE).open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "onnxprune.runtime.child_main", str(folder)],
+            stdin=subprocess.PIPE,  # the child ends itself when this pipe closes, also when this process is killed
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": _python_path()},
+            start_new_session=True,
+        )
+        try:
+            return_code = _wait(process, timeout_s)
+        finally:
+            _kill_group(process)
+    answer = _read_answer(folder)
+    if answer is not None and "error" in answer:
+        raise _as_error(answer["error"])
+    if return_code is None:
+        raise ChildFailure(f"did not finish within {timeout_s:g} s and was stopped")
+    if return_code != 0 or answer is None:
+        raise ChildFailure(f"{_ending(return_code)}{_last_words(folder)}")
+    return answer["value"]
+
+
+def _python_path() -> str:
+    # The child finds what this process finds, wherever the caller's sys.path came from.
+    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
+    """The return code, or None when time ran out. Polls, so that Ctrl-C is seen at once on every system."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=_POLL_S)
+    return process.poll()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_KILL_GRACE_S)
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def _read_answer(folder: Path) -> dict[str, JsonValue] | None:
+    try:
+        answer = json.loads((folder / ANSWER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _as_error(record: Mapping[str, str]) -> Exception:
+    if record["type"] == "":
+        return ChildFailure(record["message"])
+    error_type = getattr(errors, record["type"], OnnxPruneError)
+    if error_type is MissingExtraError:  # has another constructor
+        error_type = OnnxPruneError
+    error: OnnxPruneError = error_type(record["message"], record["hint"])
+    return error
+
+
+def _ending(return_code: int) -> str:
+    if return_code >= 0:
+        return f"ended with code {return_code}"
+    try:
+        name = signal.Signals(-return_code).name
+    except ValueError:
+        return f"was killed by signal {-return_code}"
+    return _FREQUENT_SIGNALS.get(name, f"crashed in native code ({name})")
+
+
+def _last_words(folder: Path) -> str:
+    try:
+        text = (folder / LOG_FILE).read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"; its last words: {lines[-1]}" if lines else ""

@@ -1,0 +1,196 @@
+"""Latency: quantiles of one runner, and the ratio of two that were timed in turn.
+
+Two runners timed one after the other differ by whatever the machine did meanwhile (clock, neighbours, temperature).
+So they take turns, AB BA AB BA ..., and the ratio is that of the medians. Its interval comes from a moving-block
+bootstrap of the pairs (Künsch 1989): noise comes in bursts, so neighbouring runs are not independent, and drawing
+single runs would make the interval too narrow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.contracts import Batch, LatencyRatio, LatencySummary, Runner
+from onnxprune.errors import UsageError
+
+__all__ = ["block_bootstrap_ratio", "interleaved_ratio", "measure_latency"]
+
+CONFIDENCE = 0.95
+BOOTSTRAP_DRAWS = 1000
+# Enough for a stable p99; keeps a model of microseconds from filling memory with timings.
+MAX_RUNS = 20_000
+MAX_PAIRS = 4_000
+
+_Call = Callable[[], object]
+
+
+@runtime_checkable
+class _PreparesFeeds(Protocol):
+    """A runner that can check feeds once and then run them bare, so that checking is not timed."""
+
+    def prepare(self, feeds: Batch) -> _Call: ...
+
+
+@runtime_checkable
+class _KnowsThreads(Protocol):
+    @property
+    def threads(self) -> int: ...
+
+
+def measure_latency(
+    runner: Runner,
+    feeds: Batch,
+    *,
+    min_runs: int = 50,
+    min_seconds: float = 1.0,
+    warmup: int = 10,
+    threads: int | None = None,
+) -> LatencySummary:
+    """Time `runner` on `feeds` until both `min_runs` and `min_seconds` are reached, after `warmup` untimed runs.
+
+    Args:
+        runner: Checking of feeds is not timed where the runner has a `prepare` method (`OrtRunner` has).
+        feeds: One batch; the latency is that of the whole batch.
+        min_runs: At least 1.
+        min_seconds: Time spent in timed runs.
+        warmup: Untimed runs before.
+        threads: What the summary says; None: what the runner says, and 1 where it does not say.
+
+    Raises:
+        UsageError: `min_runs` is below 1 or `warmup` below 0.
+    """
+    _check_counts(min_runs, warmup)
+    call = _prepared(runner, feeds)
+    for _ in range(warmup):
+        call()
+    durations_ns: list[int] = []
+    with _no_garbage_collection():
+        end = time.perf_counter() + min_seconds
+        while len(durations_ns) < min_runs or (time.perf_counter() < end and len(durations_ns) < MAX_RUNS):
+            durations_ns.append(_time_ns(call))
+    return _summary(durations_ns, warmup=warmup, threads=_threads(runner, threads))
+
+
+def interleaved_ratio(
+    before: Runner,
+    after: Runner,
+    feeds: Batch,
+    *,
+    after_feeds: Batch | None = None,
+    min_runs: int = 50,
+    min_seconds: float = 2.0,
+    warmup: int = 10,
+    seed: int = 0,
+    threads: int | None = None,
+) -> LatencyRatio:
+    """How many times faster `after` is than `before`, timed in turn in one run.
+
+    Args:
+        before: The reference.
+        after: What is compared with it.
+        feeds: One batch for both.
+        after_feeds: The batch for `after` where its interface differs.
+        min_runs: Pairs of runs, at least 1.
+        min_seconds: Time spent in timed runs of both together.
+        warmup: Untimed runs of each before.
+        seed: For the bootstrap.
+        threads: As in `measure_latency`.
+
+    Raises:
+        UsageError: `min_runs` is below 1 or `warmup` below 0.
+    """
+    _check_counts(min_runs, warmup)
+    call_before = _prepared(before, feeds)
+    call_after = _prepared(after, feeds if after_feeds is None else after_feeds)
+    for _ in range(warmup):
+        call_before()
+        call_after()
+    before_ns: list[int] = []
+    after_ns: list[int] = []
+    with _no_garbage_collection():
+        end = time.perf_counter() + min_seconds
+        while len(before_ns) < min_runs or (time.perf_counter() < end and len(before_ns) < MAX_PAIRS):
+            if len(before_ns) % 2 == 0:
+                before_ns.append(_time_ns(call_before))
+                after_ns.append(_time_ns(call_after))
+            else:
+                after_ns.append(_time_ns(call_after))
+                before_ns.append(_time_ns(call_before))
+    low, high = block_bootstrap_ratio(before_ns, after_ns, rng=np.random.default_rng(seed))
+    return LatencyRatio(
+        ratio=float(np.median(before_ns) / np.median(after_ns)),
+        low=low,
+        high=high,
+        before=_summary(before_ns, warmup=warmup, threads=_threads(before, threads)),
+        after=_summary(after_ns, warmup=warmup, threads=_threads(after, threads)),
+    )
+
+
+def block_bootstrap_ratio(
+    before: Sequence[int], after: Sequence[int], *, rng: np.random.Generator
+) -> tuple[float, float]:
+    """The 95 % interval of median(before) / median(after) for paired timings in the order they were taken."""
+    first: npt.NDArray[np.float64] = np.asarray(before, dtype=np.float64)
+    second: npt.NDArray[np.float64] = np.asarray(after, dtype=np.float64)
+    count = len(first)
+    # n^(1/3): the rate that balances bias and variance of the block bootstrap (Hall, Horowitz, Jing 1995).
+    block = max(1, round(count ** (1 / 3)))
+    blocks = -(-count // block)
+    ratios = np.empty(BOOTSTRAP_DRAWS)
+    for draw in range(BOOTSTRAP_DRAWS):
+        starts = rng.integers(0, count - block + 1, size=blocks)
+        chosen = (starts[:, None] + np.arange(block)).reshape(-1)[:count]
+        ratios[draw] = np.median(first[chosen]) / np.median(second[chosen])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _prepared(runner: Runner, feeds: Batch) -> _Call:
+    if isinstance(runner, _PreparesFeeds):
+        runner.run(feeds)  # the checked way once: what is wrong with model or feeds is said in words
+        return runner.prepare(feeds)
+    return lambda: runner.run(feeds)
+
+
+def _threads(runner: Runner, given: int | None) -> int:
+    if given is not None:
+        return given
+    return runner.threads if isinstance(runner, _KnowsThreads) else 1
+
+
+def _check_counts(min_runs: int, warmup: int) -> None:
+    if min_runs < 1 or warmup < 0:
+        raise UsageError(f"Timing needs at least 1 run and no negative warm-up, not {min_runs} and {warmup}.")
+
+
+def _time_ns(call: _Call) -> int:
+    start = time.perf_counter_ns()
+    call()
+    # A clock tick is the least that can be told apart; 0 would make a ratio infinite.
+    return max(1, time.perf_counter_ns() - start)
+
+
+def _summary(durations_ns: Sequence[int], *, warmup: int, threads: int) -> LatencySummary:
+    p50, p90, p99 = (float(value) / 1e6 for value in np.quantile(np.asarray(durations_ns), [0.5, 0.9, 0.99]))
+    return LatencySummary(
+        p50_ms=p50, p90_ms=p90, p99_ms=p99, num_runs=len(durations_ns), num_warmup=warmup, threads=threads
+    )
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

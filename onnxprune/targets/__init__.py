@@ -1,0 +1,3 @@
+"""Graph -> artifact: what a runtime loads, written, loaded and run once."""
+
+from __future__ import annotations

@@ -1,0 +1,164 @@
+"""What the targets of ONNX Runtime have in common: spelling, provenance, files, findings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.contracts import ArtifactFile, Finding, JsonValue, ModelState, Placement, TargetContext
+from onnxprune.errors import ModelError, PreconditionError
+from onnxprune.graph.weights import iter_windows
+from onnxprune.runtime.host import HostIsa
+from onnxprune.targets import qdq
+from onnxprune.targets.qdq.spelling import SpellingName
+
+__all__ = [
+    "PROVENANCE_KEY",
+    "Spelled",
+    "artifact_file",
+    "check_interface",
+    "host_spelling",
+    "kernels_saturate",
+    "require_spelling",
+    "scratch_folder",
+    "spell_for",
+    "weight_bytes",
+    "with_provenance",
+    "zeros_finding",
+]
+
+PROVENANCE_KEY = "onnxprune"
+"""The key of the model's metadata under which the provenance stands, as JSON."""
+
+# Below this share, zeros are what any trained model has.
+_NOTABLE_ZEROS_RATIO = 0.3
+_WINDOW_BYTES = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spelled:
+    """A graph ready to be written: the float model itself, or its QDQ spelling with the placement behind it."""
+
+    model: ir.Model
+    placement: Placement | None
+
+
+def host_spelling(isa: HostIsa) -> SpellingName | None:
+    """The int8 spelling that is right for a machine; None for an architecture without one."""
+    if isa.arch == "x86-64":
+        return "x86-vnni" if isa.has_vnni else "x86"
+    return "arm64" if isa.arch == "arm64" else None
+
+
+def kernels_saturate(spelling: SpellingName, isa: HostIsa) -> bool:
+    """True when int8 spelled so gives other integers on `isa` than on the machine it is meant for.
+
+    Only uint8 by full 8-bit weights does, on x86 without VNNI; ONNX Runtime's int8 by int8 kernels are exact there.
+    """
+    return spelling == "x86-vnni" and isa.arch == "x86-64" and not isa.has_vnni
+
+
+def require_spelling(spelling: SpellingName | None, isa: HostIsa) -> SpellingName:
+    """`spelling`, where the machine has one.
+
+    Raises:
+        PreconditionError: It is None.
+    """
+    if spelling is None:
+        raise PreconditionError(
+            f"There is no int8 spelling for this machine's architecture '{isa.arch}'.",
+            "Name the machine that the artifact is for: spelling 'x86-vnni', 'x86' or 'arm64'.",
+        )
+    return spelling
+
+
+def spell_for(state: ModelState, context: TargetContext, spelling: SpellingName) -> Spelled:
+    """The graph to write for `state`: the QDQ spelling where it has a quantization plan, else the float model."""
+    if state.quantization is None:
+        return Spelled(model=state.model, placement=None)
+    placement = context.placement
+    if placement is None:
+        placement = qdq.place(state.model, state.quantization, spelling)
+    model = qdq.spell(state.model, state.quantization, placement, spelling)
+    return Spelled(model=model, placement=placement)
+
+
+def with_provenance(model: ir.Model, provenance: Mapping[str, JsonValue]) -> ir.Model:
+    """A clone (weights shared) that carries `provenance` in its metadata beside what was there."""
+    clone = model.clone()
+    clone.metadata_props[PROVENANCE_KEY] = json.dumps(provenance, sort_keys=True, separators=(",", ":"))
+    return clone
+
+
+def check_interface(model: ir.Model) -> None:
+    """Refuse inputs and outputs that no runtime of ours can be fed.
+
+    Raises:
+        ModelError: One of them is not a tensor; the message names it.
+    """
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.type is not None and not isinstance(value.type, ir.TensorType):
+            raise ModelError(
+                f"'{value.name}' is a {value.type} and not a tensor: artifacts can't be fed or compared with such "
+                "inputs and outputs.",
+                "Cut the model before that value.",
+            )
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all weights, those of subgraphs included."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def zeros_finding(model: ir.Model, *, stored_as: str) -> Finding | None:
+    """What many zero weights are worth in this format, where there are many."""
+    zeros = total = 0
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is None or not value.const_value.dtype.is_floating_point():
+                continue
+            for window in iter_windows(value, _WINDOW_BYTES):
+                total += window.array.size
+                zeros += window.array.size - int(np.count_nonzero(window.array))
+    if total == 0 or zeros / total < _NOTABLE_ZEROS_RATIO:
+        return None
+    return Finding(
+        topic="sparse storage",
+        text=f"{zeros / total:.0%} of the weights are zero, but {stored_as} stores and computes them like any other "
+        "number: they save bytes only in a compressed download.",
+    )
+
+
+def artifact_file(path: Path, *, role: str) -> ArtifactFile:
+    """Size and sha256 of a file that was written.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return ArtifactFile(path=path.name, sha256=digest, size_bytes=path.stat().st_size, role=role)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder`, so that finished files move by renaming; gone at the end.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
+        yield Path(scratch)

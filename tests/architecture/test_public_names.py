@@ -1,0 +1,47 @@
+"""The public API is what this file says: a change here is a change for users."""
+
+from __future__ import annotations
+
+import onnxprune
+from onnxprune.errors import OnnxPruneError
+
+
+def test_the_package_offers_exactly_these_names() -> None:
+    assert sorted(onnxprune.__all__) == [
+        "ModelState",
+        "OnnxPruneError",
+        "RunReport",
+        "__version__",
+        "apply",
+        "build",
+        "convert",
+        "load",
+        "run",
+        "save",
+    ]
+
+
+def test_every_public_name_can_be_loaded() -> None:
+    for name in onnxprune.__all__:
+        assert getattr(onnxprune, name) is not None
+
+
+def test_exit_codes_are_the_documented_ones() -> None:
+    def family(cls: type[OnnxPruneError]) -> list[type[OnnxPruneError]]:
+        return [cls, *(member for child in cls.__subclasses__() for member in family(child))]
+
+    codes = {cls.__name__: cls.exit_code for cls in family(OnnxPruneError)}
+    assert {name: codes[name] for name in sorted(codes) if not name.startswith("_")}.items() >= {
+        "BadDataError": 10,
+        "BudgetMissedError": 8,
+        "InterruptedRunError": 130,
+        "MissingExtraError": 4,
+        "ModelError": 3,
+        "OutputError": 11,
+        "PassError": 5,
+        "PluginError": 9,
+        "PreconditionError": 2,
+        "TargetError": 7,
+        "UsageError": 2,
+        "VerificationError": 6,
+    }.items()
