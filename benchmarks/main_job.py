@@ -39,12 +39,16 @@ def main() -> None:
         )
         report = json.loads((folder / "out" / "report.json").read_text())
         measured = report["measurements"][0]
-        print(f"time {figures.wall_s:.1f} s, peak RSS {figures.peak_rss_bytes / 2**30:.2f} GiB "
-              f"(with children {figures.peak_tree_rss_bytes / 2**30:.2f} GiB)")
+        print(
+            f"time {figures.wall_s:.1f} s, peak RSS {figures.peak_rss_bytes / 2**30:.2f} GiB "
+            f"(with children {figures.peak_tree_rss_bytes / 2**30:.2f} GiB)"
+        )
         for entry in report["passes"]:
             print(f"  {entry['pass_id']:10} {entry['duration_s']:.1f} s  {entry['summary']}")
-        print(f"source {report['source_measurements']['size_bytes']:,} bytes -> {measured['size_bytes']:,} bytes; "
-              f"{measured['latency']['ratio']:.2f}x faster on {report['host']['instruction_set']}")
+        print(
+            f"source {report['source_measurements']['size_bytes']:,} bytes -> {measured['size_bytes']:,} bytes; "
+            f"{measured['latency']['ratio']:.2f}x faster on {report['host']['instruction_set']}"
+        )
 
 
 if __name__ == "__main__":

@@ -30,9 +30,7 @@ def write_light_network(name: str, path: Path, *, seed: int = 0) -> Path:
             continue
         shape = tuple(int(size) for size in shapes[node.input[0]])
         op_type, index = roles[node.output[0]]
-        model.graph.initializer.append(
-            numpy_helper.from_array(_values(rng, shape, op_type, index), node.output[0])
-        )
+        model.graph.initializer.append(numpy_helper.from_array(_values(rng, shape, op_type, index), node.output[0]))
     del model.graph.node[:]
     model.graph.node.extend(kept)
     read = {input_name for node in kept for input_name in node.input}
@@ -48,8 +46,10 @@ def _values(rng: np.random.Generator, shape: tuple[int, ...], op_type: str, inde
     if op_type == "BatchNormalization":
         # inputs 1 to 4: scale, bias, mean, variance
         centre, spread = {1: (1.0, 0.1), 2: (0.0, 0.1), 3: (0.0, 0.1), 4: (1.0, 0.1)}[index]
-        return np.abs(rng.normal(centre, spread, shape)).astype(np.float32) if index in (1, 4) else rng.normal(
-            centre, spread, shape
-        ).astype(np.float32)
+        return (
+            np.abs(rng.normal(centre, spread, shape)).astype(np.float32)
+            if index in (1, 4)
+            else rng.normal(centre, spread, shape).astype(np.float32)
+        )
     fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
     return rng.normal(0, np.sqrt(2 / fan_in), shape).astype(np.float32)

@@ -16,12 +16,17 @@ def main() -> None:
         for name in names:
             source = write_light_network(name, Path(folder) / f"{name}.onnx")
             report = onnxprune.run(
-                str(source), out=Path(folder) / name, passes=[], settings=["measure.latency=false", "measure.load=false"]
+                str(source),
+                out=Path(folder) / name,
+                passes=[],
+                settings=["measure.latency=false", "measure.load=false"],
             )
             measured = report.measurements[0]
             growth = measured.size_bytes / source.stat().st_size - 1
             assert measured.fidelity is not None
-            print(f"{name:15} file {growth:+.3%}   largest output difference {measured.fidelity.difference.max_rel:.2e}")
+            print(
+                f"{name:15} file {growth:+.3%}   largest output difference {measured.fidelity.difference.max_rel:.2e}"
+            )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,18 @@ _PUBLIC = {
     "run": "onnxprune.api",
     "save": "onnxprune.api",
 }
-__all__ = ["ModelState", "OnnxPruneError", "RunReport", "__version__", "apply", "build", "convert", "load", "run", "save"]
+__all__ = [
+    "ModelState",
+    "OnnxPruneError",
+    "RunReport",
+    "__version__",
+    "apply",
+    "build",
+    "convert",
+    "load",
+    "run",
+    "save",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,8 +1,8 @@
 """The library: what the command line does, and single steps of it, as calls.
 
-    state = onnxprune.load("model.onnx")
-    state, report = onnxprune.apply(state, "prune", {"ratio": 0.3})
-    artifact = onnxprune.build(state, "ort-mobile", {"platform": "arm64"}, out="out")
+state = onnxprune.load("model.onnx")
+state, report = onnxprune.apply(state, "prune", {"ratio": 0.3})
+artifact = onnxprune.build(state, "ort-mobile", {"platform": "arm64"}, out="out")
 """
 
 from __future__ import annotations
@@ -188,9 +188,7 @@ def apply(
     """
     pass_class = find_pass(pass_name)
     step = decode_recipe({"passes": [{"name": pass_name, **(config or {})}]}).steps[0]
-    context = PassContext(
-        seed=seed, calibration=calibration, evaluator=evaluator, progress=progress or NullProgress()
-    )
+    context = PassContext(seed=seed, calibration=calibration, evaluator=evaluator, progress=progress or NullProgress())
     pass_ = pass_class(step.config)
     pass_.check(state)
     outcome = run_pass(pass_, state, context)

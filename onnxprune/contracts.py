@@ -97,7 +97,6 @@ class Runner(Protocol):
         ...
 
 
-@runtime_checkable
 class CalibrationSource(Protocol):
     """Batches that can be iterated any number of times, always the same in the same order, one in memory at a time."""
 
@@ -235,7 +234,8 @@ class Requirement(enum.Enum):
 class PassConfig(BaseModel):
     """Base of all pass and target configurations: frozen, and a misspelt key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A docstring under a field is its description, in `onnxprune passes NAME` too.
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,9 +45,7 @@ class Plugin:
 def list_plugins(kind: Kind) -> tuple[Plugin, ...]:
     """Our own first, in the table's order, then third parties' by name. A third party can't replace our own."""
     table = PASSES if kind == "pass" else TARGETS
-    own = [
-        Plugin(name=name, kind=kind, location=location, origin="onnxprune") for name, location in table.items()
-    ]
+    own = [Plugin(name=name, kind=kind, location=location, origin="onnxprune") for name, location in table.items()]
     entry_points = sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUPS[kind]), key=lambda e: e.name)
     others = [
         Plugin(name=e.name, kind=kind, location=e.value, origin=e.dist.name if e.dist else "unknown")

@@ -187,7 +187,9 @@ def _with_ids(names: Sequence[str]) -> list[str]:
 def _pass_entries(passes: Any) -> list[JsonObject]:
     """The recipe's list of passes with every entry a table that has a name and an id."""
     if not isinstance(passes, list):
-        raise UsageError(f"'passes' must be a list, got {type(passes).__name__}.", 'Write: passes = ["simplify", "quant"].')
+        raise UsageError(
+            f"'passes' must be a list, got {type(passes).__name__}.", 'Write: passes = ["simplify", "quant"].'
+        )
     entries: list[JsonObject] = []
     for index, entry in enumerate(passes):
         if isinstance(entry, str):

@@ -56,9 +56,11 @@ def conv_net_proto(*, dtype: Any = np.float32, batch: int | str = "N") -> onnx.M
     element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     proto = proto_of(
         [
-            helper.make_node("Conv", ["x", "stem.weight", "stem.bias"], ["c1"], name="stem/conv", pads=[1, 1, 1, 1]),
+            helper.make_node("Conv", ["x", "stem.weight", "stem.bias"], ["c1"], name="stem/conv", pads=[1] * 4),
             helper.make_node("Relu", ["c1"], ["r1"], name="stem/relu"),
-            helper.make_node("Conv", ["r1", "block.weight", "block.bias"], ["c2"], name="block/conv", pads=[1, 1, 1, 1]),
+            helper.make_node(
+                "Conv", ["r1", "block.weight", "block.bias"], ["c2"], name="block/conv", pads=[1, 1, 1, 1]
+            ),
             helper.make_node("Add", ["c2", "r1"], ["a1"], name="block/add"),
             helper.make_node("Relu", ["a1"], ["r2"], name="block/relu"),
             helper.make_node("GlobalAveragePool", ["r2"], ["p"], name="head/pool"),

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--slimming", type=float, default=2e-4, help="L1 on BatchNorm scales")
+    parser.add_argument("--slimming", type=float, default=2e-3, help="L1 on BatchNorm scales")
     parser.add_argument("--out", type=Path, default=HERE / "models" / "classifier.keras")
     given = parser.parse_args()
     keras.utils.set_random_seed(given.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -63,9 +64,22 @@ def cli() -> None:
     """
 
 
+class _Interrupts:
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt, and remembers that it did."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._raise)
+
+    def _raise(self, _number: int, _frame: object) -> NoReturn:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
 def main() -> NoReturn:
     """Run the command line and end the process with the documented exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts = _Interrupts()
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as error:
@@ -73,20 +87,25 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone: not our error. The interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (KeyboardInterrupt, click.Abort, InterruptedRunError):
-        click.echo("Interrupted: nothing was written.", err=True)
-        sys.exit(InterruptedRunError.exit_code)
-    except OnnxPruneError as error:
+        _end_interrupted()
+    except Exception as error:
+        # Native code turns an interrupt into an error of its own (an extension that is being imported: ImportError).
+        if interrupts.seen:
+            _end_interrupted()
+        if not isinstance(error, OnnxPruneError):
+            raise
         click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
         if error.hint:
             click.echo(click.style("  try: ", fg="cyan", bold=True) + error.hint, err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has gone: not our error. The interpreter must not flush into it again.
-        sys.stdout = open(sys.platform == "win32" and "nul" or "/dev/null", "w")  # noqa: SIM115, PTH123
-        sys.exit(0)
     sys.exit(0)
 
 
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _end_interrupted() -> NoReturn:
+    click.echo("Interrupted: nothing was written.", err=True)
+    sys.exit(InterruptedRunError.exit_code)

@@ -17,7 +17,9 @@ __all__ = ["profile"]
 @source_options
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(min=1), help="Threads of the runtime.")
 @click.option("--against", type=click.Path(path_type=Path, exists=True), help="A second .onnx or .ort, timed in turn.")
-@click.option("--seconds", default=2.0, show_default=True, type=click.FloatRange(min=0.01), help="Time at least so long.")
+@click.option(
+    "--seconds", default=2.0, show_default=True, type=click.FloatRange(min=0.01), help="Time at least so long."
+)
 @json_option
 @verbosity_options
 def profile(

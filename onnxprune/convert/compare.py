@@ -29,9 +29,10 @@ __all__ = ["Comparison", "compare_with_cases", "compare_with_file"]
 # Comparing holds the model three times in memory; above this size an ONNX file is taken as it is (opset upgrades are
 # compared by `load_onnx` in any case).
 _MAX_COMPARED_BYTES = 512 << 20
-# Integer kernels round intermediate results in their own ways: TFLite's own two sets of kernels differ by 0.02 of the
-# outputs' spread on ResNet-8, tf2onnx's QDQ graph by 0.07. Wrong semantics start above 0.3.
-_QUANTIZED_TOLERANCE = 0.15
+# Integer kernels round intermediate results in their own ways, and a deep network amplifies it: on 8-bit ResNet-8, 0.05
+# to 0.14 of the outputs' spread between TFLite and tf2onnx's graph, with the same top class on all real images. A
+# shift by one pixel, as wrong padding makes it, gives 0.38 and more.
+_QUANTIZED_TOLERANCE = 0.25
 # Where every value of an output is zero in the source, any difference would be infinitely large in relation to it.
 _ABSOLUTE_FLOOR = 1e-6
 

@@ -123,7 +123,7 @@ def _export(
         model = with_example_inputs(
             model, {renamed.get(name, name): shape for name, shape in shapes.items()}, seed=seed
         )
-    return export_torch_model(model, input_names=inputs, output_names=outputs, seed=seed)
+    return export_torch_model(model, input_names=inputs, output_names=outputs, shapes=shapes, seed=seed)
 
 
 def _is_exported(module: object) -> bool:

@@ -16,6 +16,8 @@ import onnx_ir as ir
 from onnxprune.convert.extras import installed_versions
 from onnxprune.convert.pytorch_factory import TorchModel
 from onnxprune.convert.reference import ForeignConversion, ReferenceCase
+from onnxprune.convert.request import Dimension
+from onnxprune.convert.shapes import check_shapes
 from onnxprune.data.user_code import call_user_code
 from onnxprune.errors import ModelError, PluginError, UsageError, quoted_list
 
@@ -32,9 +34,16 @@ _MAX_REASON_LENGTH = 400
 
 
 def export_torch_model(
-    model: TorchModel, *, input_names: Sequence[str] = (), output_names: Sequence[str] = (), seed: int
+    model: TorchModel,
+    *,
+    input_names: Sequence[str] = (),
+    output_names: Sequence[str] = (),
+    shapes: Mapping[str, tuple[Dimension, ...]] | None = None,
+    seed: int,
 ) -> tuple[ir.Model, ForeignConversion]:
     """Convert `model`, whose example inputs are known, in inference mode.
+
+    Axes that `shapes` fixes have that size in the reference, but are left as they are in the graph.
 
     Returns:
         The graph as the exporter made it, with good names and without foreign metadata; and what the source answers
@@ -43,7 +52,7 @@ def export_torch_model(
     Raises:
         PluginError: The module fails on its example inputs.
         ModelError: It is exported in training mode, or the exporter can't convert it.
-        UsageError: The number of names is not the number of inputs or outputs.
+        UsageError: The number of names is not the number of inputs or outputs, or `shapes` don't fit the inputs.
     """
     run = _inference_function(model)
     with _quiet(), _inference_mode(model.module):
@@ -62,7 +71,8 @@ def export_torch_model(
             graph_model, input_names, output_names or model.output_names or _default_output_names([p for p, _ in paths])
         )
         _strip_metadata(graph_model)
-        conversion = _reference(model, run, graph_model, seed=seed)
+        check_shapes(graph_model.graph.inputs, shapes or {})
+        conversion = _reference(model, run, graph_model, shapes or {}, seed=seed)
     return graph_model, conversion
 
 
@@ -236,6 +246,7 @@ def _reference(
     model: TorchModel,
     run: Callable[[tuple[Any, ...], Mapping[str, Any]], Any],
     graph_model: ir.Model,
+    shapes: Mapping[str, tuple[Dimension, ...]],
     *,
     seed: int,
 ) -> ForeignConversion:
@@ -269,12 +280,13 @@ def _reference(
             outputs={str(value.name): _array(t) for value, t in zip(outputs, answers, strict=True)},
         )
 
-    examples = [leaves[i] for i in positions]
+    fixed = [_fixed_sizes(shapes.get(str(value.name)), leaves[i]) for i, value in zip(positions, inputs, strict=True)]
+    examples = [_sized(leaves[i], sizes) for i, sizes in zip(positions, fixed, strict=True)]
     names = [str(value.name) for value in inputs]
     seeded = [_seeded(t, name, seed) for t, name in zip(examples, names, strict=True)]
     cases = [case(examples), case(seeded)]
     again = case(seeded)
-    resized = _resized(graph_model, seeded)
+    resized = _resized(graph_model, seeded, shapes)
     if resized is not None:
         try:
             cases.append(case(resized))
@@ -312,18 +324,34 @@ def _seeded(example: torch.Tensor, name: str, seed: int) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(example.shape))).to(example.dtype)
 
 
-def _resized(graph_model: ir.Model, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-    """`tensors` with one more index on each dynamic axis; None where no axis is dynamic."""
+def _fixed_sizes(shape: tuple[Dimension, ...] | None, example: torch.Tensor) -> tuple[int, ...]:
+    asked = shape or tuple(example.shape)
+    return tuple(dim if isinstance(dim, int) else size for dim, size in zip(asked, example.shape, strict=True))
+
+
+def _sized(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+    """`tensor`, repeated or cut to `sizes`."""
     import torch
 
+    if sizes == tuple(tensor.shape):
+        return tensor
+    return torch.from_numpy(np.resize(_array(tensor), sizes)).to(tensor.dtype)
+
+
+def _resized(
+    graph_model: ir.Model, tensors: Sequence[torch.Tensor], shapes: Mapping[str, tuple[Dimension, ...]]
+) -> list[torch.Tensor] | None:
+    """`tensors` with one more index on each axis that stays dynamic; None where none does."""
     resized = []
-    is_changed = False
     for value, tensor in zip(graph_model.graph.inputs, tensors, strict=True):
-        dims = value.shape.dims if value.shape is not None else tensor.shape
-        sizes = tuple(size if isinstance(dim, int) else size + 1 for dim, size in zip(dims, tensor.shape, strict=True))
-        is_changed |= sizes != tuple(tensor.shape)
-        resized.append(torch.from_numpy(np.resize(_array(tensor), sizes)).to(tensor.dtype))
-    return resized if is_changed else None
+        dims = value.shape.dims if value.shape is not None else tuple(tensor.shape)
+        asked = shapes.get(str(value.name)) or dims
+        sizes = tuple(
+            size if isinstance(dim, int) or isinstance(wanted, int) else size + 1
+            for dim, wanted, size in zip(dims, asked, tensor.shape, strict=True)
+        )
+        resized.append(_sized(tensor, sizes))
+    return resized if any(new is not old for new, old in zip(resized, tensors, strict=True)) else None
 
 
 def _all_equal(one: ReferenceCase, other: ReferenceCase) -> bool:

@@ -144,13 +144,15 @@ def _another_pickle_follows(stream: IO[bytes]) -> bool:
 
 
 def _classify(names: list[str]) -> TorchFile:
-    called = tuple(dict.fromkeys(name for name in names if not _is_data(name)))
+    # Protocol 2 spells modules as Python 2 did.
+    spelled = (name.replace("__builtin__.", "builtins.", 1) for name in names)
+    called = tuple(dict.fromkeys(name for name in spelled if not _is_data(name)))
     return TorchFile(content=TorchContent.CODE if called else TorchContent.STATE_DICT, globals_called=called)
 
 
 def _is_data(name: str) -> bool:
     module, _, attribute = name.rpartition(".")
-    if module in ("builtins", "__builtin__"):
+    if module == "builtins":
         return attribute in _BUILTIN_DATA
     if module == "torch":
         # Storages and element types (FloatStorage, float32, Size, device), never torch.load or torch.hub.

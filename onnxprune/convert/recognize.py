@@ -140,16 +140,15 @@ def _is_zip_or_torch(path: Path, head: bytes) -> SourceKind | None:
     suffix = path.suffix.lower()
     if not zipfile.is_zipfile(path):
         if suffix in (".pt2", ".keras"):
-            raise ModelError(
-                f"Source '{path}' is damaged: a {suffix} file is a zip archive, and this one is truncated or something "
-                "else.",
-                "Copy or save it again.",
-            )
+            raise _damaged_archive(path, suffix)
         if suffix in (".pt", ".pth", ".th", ".ckpt", ".bin", ".pkl", ".safetensors"):
             raise refuse_torch_file(path)
         return None
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        # In a truncated archive the directory of an archive inside it may be found.
+        if min((info.header_offset for info in archive.infolist()), default=0) > 0:
+            raise _damaged_archive(path, suffix)
     inner = {name.partition("/")[2] or name for name in names}
     if "config.json" in names and any(name.endswith(".weights.h5") for name in names):
         return SourceKind.KERAS_FILE
@@ -167,6 +166,13 @@ def _is_zip_or_torch(path: Path, head: bytes) -> SourceKind | None:
     if "data.pkl" in inner or suffix in (".pt", ".pth", ".th", ".ckpt", ".bin"):
         raise refuse_torch_file(path)
     return None
+
+
+def _damaged_archive(path: Path, suffix: str) -> ModelError:
+    return ModelError(
+        f"Source '{path}' is damaged: a {suffix} file is a zip archive, and this one is truncated or something else.",
+        "Copy or save it again.",
+    )
 
 
 def _is_protobuf(path: Path, head: bytes) -> SourceKind | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -13,7 +13,7 @@ from onnxprune.graph.canonical import canonicalize
 from onnxprune.graph.shapes import fix_input_shapes
 from onnxprune.ops.shapes import SHAPES
 
-__all__ = ["apply_shapes", "tensor_specs"]
+__all__ = ["apply_shapes", "check_shapes", "tensor_specs"]
 
 
 def apply_shapes(model: CanonicalModel, shapes: Mapping[str, tuple[Dimension, ...]]) -> CanonicalModel:
@@ -24,13 +24,8 @@ def apply_shapes(model: CanonicalModel, shapes: Mapping[str, tuple[Dimension, ..
     """
     if not shapes:
         return model
+    check_shapes(model.graph.inputs, shapes)
     inputs = {str(value.name): value for value in model.graph.inputs}
-    for name, shape in shapes.items():
-        if name not in inputs:
-            raise UsageError(
-                f"--shape names '{name}', which is no input of the model.", did_you_mean(name, list(inputs))
-            )
-        _check_fits(inputs[name], shape)
     full = {name: [dim for dim in shape if isinstance(dim, int)] for name, shape in shapes.items()}
     full = {name: sizes for name, sizes in full.items() if len(sizes) == len(shapes[name])}
     for name, shape in shapes.items():
@@ -39,6 +34,17 @@ def apply_shapes(model: CanonicalModel, shapes: Mapping[str, tuple[Dimension, ..
     fix_input_shapes(model, full, SHAPES)
     # Infers everything behind the inputs anew, and folds the shape arithmetic that is constant now.
     return canonicalize(model, shape_rules=SHAPES)
+
+
+def check_shapes(values: Sequence[ir.Value], shapes: Mapping[str, tuple[Dimension, ...]]) -> None:
+    """Check that `shapes` fit the graph inputs `values`; raises as `apply_shapes` does."""
+    inputs = {str(value.name): value for value in values}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise UsageError(
+                f"--shape names '{name}', which is no input of the model.", did_you_mean(name, list(inputs))
+            )
+        _check_fits(inputs[name], shape)
 
 
 def _fix_some_axes(model: ir.Model, value: ir.Value, shape: tuple[Dimension, ...]) -> None:
@@ -75,11 +81,13 @@ def _check_fits(value: ir.Value, shape: tuple[Dimension, ...]) -> None:
             f"--shape {value.name}={asked} has {len(shape)} axes, but the input has {len(value.shape)}: {declared}."
         )
     for axis, (new, old) in enumerate(zip(shape, value.shape, strict=True)):
-        if isinstance(old, int) and new != old:
-            raise UsageError(
-                f"--shape {value.name}={asked} changes axis {axis}, which the model fixes: {declared}.",
-                "Only dynamic axes can be given a size.",
-            )
+        if not isinstance(old, int) or new == old:
+            continue
+        what = "keeps axis {} dynamic" if isinstance(new, str) else "changes axis {}"
+        raise UsageError(
+            f"--shape {value.name}={asked} {what.format(axis)}, which the model fixes: {declared}.",
+            "Only axes that are dynamic in the source can be given a size or stay dynamic.",
+        )
 
 
 def tensor_specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:

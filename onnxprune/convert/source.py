@@ -19,7 +19,7 @@ from onnxprune.convert.onnx_file import load_onnx, load_onnx_with_report
 from onnxprune.convert.recognize import RecognizedSource, recognize
 from onnxprune.convert.reference import ForeignConversion, load_conversion, model_path_in
 from onnxprune.convert.report import ConversionReport, ConvertedModel, SourceKind
-from onnxprune.convert.request import Dimension, SourceRequest
+from onnxprune.convert.request import SourceRequest
 from onnxprune.convert.shapes import apply_shapes, tensor_specs
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.canonical import canonicalize
@@ -235,7 +235,7 @@ def _finish(
     source: RecognizedSource, request: SourceRequest, model: CanonicalModel, conversion: ForeignConversion
 ) -> ConvertedModel:
     model.metadata_props.update(conversion.metadata)
-    model = apply_shapes(model, _fixed_by_parent(source, request))
+    model = apply_shapes(model, request.shapes)
     comparison = compare_with_cases(model, conversion, request, source_name=source.name)
     return _converted(
         source,
@@ -246,11 +246,6 @@ def _finish(
         metadata=conversion.metadata,
         notes=conversion.notes,
     )
-
-
-def _fixed_by_parent(source: RecognizedSource, request: SourceRequest) -> Mapping[str, tuple[Dimension, ...]]:
-    # PyTorch's inputs have their shapes from the example inputs, which are made from the request.
-    return {} if source.kind.is_torch else request.shapes
 
 
 def _converted(

@@ -70,9 +70,7 @@ def compare_upgrade(
     to_opset = model.opset_imports[""]
 
     def not_compared(reason: str) -> UpgradeReport:
-        return UpgradeReport(
-            from_opset=from_opset, to_opset=to_opset, difference=None, not_compared_reason=reason
-        )
+        return UpgradeReport(from_opset=from_opset, to_opset=to_opset, difference=None, not_compared_reason=reason)
 
     weight_bytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if weight_bytes > _MAX_COMPARED_BYTES:

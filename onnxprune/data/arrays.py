@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -144,7 +145,7 @@ def _read_errors(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise BadDataError(f"There is no file '{path}'.", "Check the path.") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise BadDataError(f"'{path}' is damaged ({error}).", "Copy or save it again.") from error
     except OSError as error:
         raise BadDataError(f"'{path}' can't be read: {error.strerror or error}.") from error
@@ -195,7 +196,7 @@ def _read_header(stream: IO[bytes], *, where: str) -> ArrayHeader:
                 # 3.0 exists for structured types with names outside of Latin-1.
                 raise BadDataError(f"{where} is of an unsupported version of the format.", "Save it with numpy.save.")
             shape, is_fortran, dtype = reader(stream)
-    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, SyntaxError, RecursionError, tokenize.TokenError) as error:
         raise BadDataError(
             f"{where} is no NumPy array, or its header is damaged.", "Save it again with numpy.save or numpy.savez."
         ) from error

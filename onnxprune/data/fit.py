@@ -52,7 +52,8 @@ def fit_array(array: npt.NDArray[Any], spec: TensorSpec, *, has_batch_axis: bool
     converted = _converted(array, spec, where)
     if is_float(converted.dtype):
         _check_finite(converted, array, spec, where)
-    return np.ascontiguousarray(converted)
+    # NumPy makes one axis of none here.
+    return np.ascontiguousarray(converted) if converted.ndim else converted
 
 
 def _check_shape(array: npt.NDArray[Any], spec: TensorSpec, where: str, *, free_axes: int) -> None:

@@ -99,21 +99,27 @@ def open_labelled(
     else:
         problem = "is no labelled data" if path.exists() else "does not exist"
         raise BadDataError(f"Evaluation data '{spec}': this {problem}.", f"Give {FORMS}, or module:function.")
-    return LabelledSource(data, labels[list(data.indices)])
+    return LabelledSource(data, labels[np.asarray(data.indices, dtype=np.int64)])
 
 
 def _labelled_files(folder: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
-    for table in (folder / TABLE_NAME, folder.parent / TABLE_NAME):
-        if table.is_file():
-            return _read_table(table, folder)
+    if (folder / TABLE_NAME).is_file():
+        return _read_table(folder / TABLE_NAME, folder)
+    beside = folder.parent / TABLE_NAME
+    if beside.is_file() and (_lists_files_of(beside, folder) or not _class_folders(folder)):
+        return _read_table(beside, folder)
     return _read_subfolders(folder)
 
 
 # --- one subfolder for each class -----------------------------------------------------------------------------
 
 
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _read_subfolders(folder: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = _class_folders(folder)
     if len(classes) < 2:
         raise BadDataError(
             f"Folder '{folder}' has no labels: neither a '{TABLE_NAME}' nor subfolders for classes.", f"Give {FORMS}."
@@ -136,7 +142,8 @@ def _read_subfolders(folder: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
 # --- labels.csv -----------------------------------------------------------------------------------------------
 
 
-def _read_table(table: Path, folder: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
+def _rows_of(table: Path) -> list[list[str]]:
+    """The lines of the table that are not empty, the header first."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             rows = [row for row in csv.reader(stream) if row]
@@ -146,6 +153,18 @@ def _read_table(table: Path, folder: Path) -> tuple[list[Path], npt.NDArray[np.i
         raise BadDataError(f"'{table}' can't be read: {error.strerror}.") from error
     if not rows:
         raise BadDataError(f"'{table}' is empty.", "It needs the columns file and class_index.")
+    return rows
+
+
+def _lists_files_of(table: Path, folder: Path) -> bool:
+    """True where the first file that the table names lies in `folder`."""
+    header, *rows = _rows_of(table)
+    column = next((index for index, name in enumerate(header) if name.strip().lower() in FILE_COLUMNS), 0)
+    return bool(rows) and len(rows[0]) > column and (folder / rows[0][column].strip()).is_file()
+
+
+def _read_table(table: Path, folder: Path) -> tuple[list[Path], npt.NDArray[np.int64]]:
+    rows = _rows_of(table)
     header = [name.strip().lower() for name in rows[0]]
     file_column = _column(header, FILE_COLUMNS, table, "files")
     label_column = _column(header, LABEL_COLUMNS, table, "classes")

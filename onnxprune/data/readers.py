@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,11 +104,11 @@ class ArrayReader:
 
     def read(self, indices: Sequence[int] | None) -> Iterator[Sample]:
         """The samples at the rising `indices` (None: all)."""
-        wanted = list(range(self.count)) if indices is None else list(indices)
+        wanted = range(self.count) if indices is None else indices
         start = 0
         for file, members, rows in zip(self._files, self._members, self._rows, strict=True):
             end = start + (1 if rows is None else rows)
-            local = [index - start for index in wanted if start <= index < end]
+            local = _between(wanted, start, end)
             start = end
             if rows is None:
                 if local:
@@ -145,6 +146,14 @@ class ArrayReader:
                 "Axis 0 of every array must count the same samples.",
             )
         return next(iter(counts.values()))
+
+
+def _between(indices: Sequence[int], start: int, end: int) -> Sequence[int]:
+    """Those of the rising `indices` from `start` to below `end`, counted from `start`; a range stays a range."""
+    chosen = indices[bisect.bisect_left(indices, start) : bisect.bisect_left(indices, end)]
+    if isinstance(chosen, range):
+        return range(chosen.start - start, chosen.stop - start, chosen.step)
+    return [index - start for index in chosen]
 
 
 def match_arrays(file: ArrayFile, inputs: Mapping[str, TensorSpec]) -> dict[str, str]:
@@ -245,6 +254,9 @@ class FunctionReader:
         for name in names:
             # A copy: generators like to reuse their buffer.
             arrays[name] = np.array(call_user_code(np.asarray, item[name], spec=self._spec, what="Data function"))
-            if arrays[name].dtype.kind not in "biufUSO" and not hasattr(item[name], "dtype"):
-                raise BadDataError(f"{where}: input '{name}' got {type(item[name]).__name__}, which is no array.")
+            if arrays[name].dtype.kind == "O" and self._binder.inputs[name].dtype != "object":
+                raise BadDataError(
+                    f"{where}: input '{name}' got {type(item[name]).__name__}, which is no array of numbers.",
+                    "Yield NumPy arrays.",
+                )
         return arrays

@@ -125,20 +125,21 @@ def _fence(spec: str, what: str) -> Iterator[None]:
             raise
         raise PluginError(
             f"{what} '{spec}' failed{_place(error)}: {type(error).__name__}: {error}".rstrip(": ") + ".",
-            "Correct the function; the traceback of its error is shown with -v.",
+            "Correct this code.",
         ) from error
 
 
 def _place(error: BaseException) -> str:
-    """' at file.py:12', the innermost line that is neither onnxprune's nor the import system's."""
+    """' at file.py:12': the innermost line of the user's own code, or else of the package that it called."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {error.filename}:{error.lineno}"
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if frame.filename.startswith("<") or path.is_relative_to(_OWN_FOLDER) or _is_installed(path):
-            continue
-        return f" at {frame.filename}:{frame.lineno}"
-    return ""
+    frames = [
+        frame
+        for frame in reversed(traceback.extract_tb(error.__traceback__))
+        if not frame.filename.startswith("<") and not Path(frame.filename).is_relative_to(_OWN_FOLDER)
+    ]
+    own = [frame for frame in frames if not _is_installed(Path(frame.filename))]
+    return "".join(f" at {frame.filename}:{frame.lineno}" for frame in (own or frames)[:1])
 
 
 def _is_installed(path: Path) -> bool:

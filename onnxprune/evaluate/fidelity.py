@@ -145,12 +145,13 @@ def _vector_difference(r: npt.NDArray[np.float64], a: npt.NDArray[np.float64]) -
         r, a = r[finite], a[finite]
     if r.size == 0 or np.array_equal(r, a):
         return _EQUAL
-    # Without a common factor, squares of large float64 values would overflow.
     largest_r = float(np.abs(r).max())
-    largest = max(largest_r, float(np.abs(a).max()))
-    r, a = r / largest, a / largest
+    # Squares of very large or small values would overflow or vanish; a power of two changes no digit.
+    exponent = math.frexp(max(largest_r, float(np.abs(a).max())))[1]
+    factor = math.ldexp(1.0, min(-exponent, 1000))
+    r, a = r * factor, a * factor
     error = a - r
-    max_abs = float(np.abs(error).max()) * largest
+    max_abs = float(np.abs(error).max()) / factor
     error_power, power_r, power_a = float(error @ error), float(r @ r), float(a @ a)
     norms = math.sqrt(power_r) * math.sqrt(power_a)
     return OutputDifference(

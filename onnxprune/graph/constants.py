@@ -26,7 +26,12 @@ def lift_constants(model: ir.Model) -> None:
 
 
 def _lift(node: ir.Node, graph: ir.Graph) -> None:
-    tensor = _constant_tensor(node)
+    try:
+        tensor = _constant_tensor(node)
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"The value of the Constant node '{printable(node.name or '')}' is malformed: {error}"
+        ) from error
     old = node.outputs[0]
     name = old.name
     tensor.name = name

@@ -3,7 +3,7 @@
 A node is folded when it is deterministic, all its inputs are constants (or it asks only for a shape that is static),
 and its results are no larger than the constants that disappear with it plus 1 MiB. Sizes are taken from inferred
 shapes before anything is computed. Never folded: QuantizeLinear and DequantizeLinear (the integers of a weight are
-the point of it), random operators, control flow.
+the point of it), the Cast of weights stored in half precision (so is their size), random operators, control flow.
 
 Nodes are evaluated by onnx's reference implementation: NumPy code that can't crash the process, is the same on every
 machine, and knows nothing of threads. Where it deviates from the specification (integer division), the node is
@@ -40,9 +40,9 @@ _MOVES = frozenset(
 )
 _ARITHMETIC = frozenset(
     {"Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Cos", "CumSum", "Div", "Equal", "Erf", "Exp", "Floor"}
-    | {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or"}
-    | {"Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"}
-    | {"ReduceSum", "ReduceSumSquare", "Round", "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Tanh", "Xor"}
+    | {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg"}
+    | {"Not", "Or", "Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin"}
+    | {"ReduceProd", "ReduceSum", "ReduceSumSquare", "Round", "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Tanh", "Xor"}
 )
 # Half precision is computed by runtimes in float32 and rounded once; NumPy rounds at each step.
 _ARITHMETIC_TYPES = frozenset(
@@ -93,6 +93,8 @@ def _fold_node(node: ir.Node, graph: ir.Graph, model: ir.Model, budget: _Budget)
     tensors = [None if value is None else _constant(value) for value in node.inputs]
     if any(tensor is None and value is not None for tensor, value in zip(tensors, node.inputs, strict=True)):
         return False
+    if _widens_stored_weights(node):
+        return False
     if not _is_affordable(node, tensors, budget):
         return False
     results = _results(node, tensors, model)
@@ -100,6 +102,19 @@ def _fold_node(node: ir.Node, graph: ir.Graph, model: ir.Model, budget: _Budget)
         return False
     _replace(node, graph, results)
     return True
+
+
+def _widens_stored_weights(node: ir.Node) -> bool:
+    """True for the Cast of weights that are stored in half precision: folding it would double the file again."""
+    return node.op_type == "Cast" and _is_wider(node.outputs[0].dtype, node.inputs[0])
+
+
+def _is_wider(dtype: ir.DataType | None, stored: ir.Value | None) -> bool:
+    if dtype is None or stored is None or stored.dtype is None or stored.const_value is None:
+        return False
+    both_float = dtype.is_floating_point() and stored.dtype.is_floating_point()
+    # Single numbers are settings (bounds, exponents): rules want to see them, and they weigh nothing.
+    return both_float and dtype.bitwidth > stored.dtype.bitwidth and stored.const_value.size > 1
 
 
 def _constant(value: ir.Value) -> ir.TensorProtocol | None:

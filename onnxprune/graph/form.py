@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError
+from onnxprune.graph.inference import is_defined_by_onnx
 from onnxprune.graph.names import printable
 from onnxprune.graph.protos import fill_graph
 
@@ -18,9 +19,11 @@ MAX_OPSET = 24
 MAX_IR_VERSION = 13
 """ONNX Runtime 1.31 reads no newer one."""
 
+_UNKNOWN_DOMAIN = "onnxprune.unknown"
+
 
 def check_nodes(model: ir.Model) -> None:
-    """Refuse a source model with nodes that ONNX's checker refuses (unknown operator, missing attribute or input).
+    """Refuse a source model with nodes that ONNX's checker refuses (missing attribute or input, wrong type).
 
     Raises:
         ModelError: Names the first such node.
@@ -36,7 +39,8 @@ def node_faults(model: ir.Model) -> str:
     for domain, version in model.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
     fill_graph(proto.graph, model.graph, _CheckedStyle())
-    _declare_initializers(proto.graph, model.graph)
+    _prepare(proto.graph, model.graph, model.opset_imports)
+    proto.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
@@ -44,24 +48,31 @@ def node_faults(model: ir.Model) -> str:
     return ""
 
 
-def _declare_initializers(proto: onnx.GraphProto, graph: ir.Graph) -> None:
-    """Declare initializers as inputs: the checker wants every name defined, and would want to see all data."""
+def _prepare(proto: onnx.GraphProto, graph: ir.Graph, opset_imports: Mapping[str, int]) -> None:
+    """Make the checker look at what it is asked about only.
+
+    Initializers become inputs: it wants every name defined, and would want to see all data. Operators without a schema
+    move to a domain that it does not know: ONNX Runtime has some of its own in ONNX's domain.
+    """
     for value in graph.initializers.values():
         if not value.is_graph_input():
             proto.input.append(_with_shape(ir.serde.serialize_value(value)))
     for node, node_proto in zip(graph, proto.node, strict=True):
+        if not is_defined_by_onnx(node, opset_imports):
+            node_proto.domain = _UNKNOWN_DOMAIN
         for attribute in node_proto.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
-                _declare_initializers(attribute.g, node.attributes[attribute.name].as_graph())
+                _prepare(attribute.g, node.attributes[attribute.name].as_graph(), opset_imports)
             elif attribute.type == onnx.AttributeProto.GRAPHS:
-                for body, body_proto in zip(
-                    node.attributes[attribute.name].as_graphs(), attribute.graphs, strict=True
-                ):
-                    _declare_initializers(body_proto, body)
+                bodies = node.attributes[attribute.name].as_graphs()
+                for body, body_proto in zip(bodies, attribute.graphs, strict=True):
+                    _prepare(body_proto, body, opset_imports)
 
 
 def _with_shape(value_info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
-    """The checker refuses an unknown rank, which ONNX and ONNX Runtime allow."""
+    """The checker refuses an unknown rank or type, which ONNX and ONNX Runtime allow."""
+    if value_info.type.WhichOneof("value") is None:
+        value_info.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
     tensor = value_info.type.tensor_type
     if value_info.type.HasField("tensor_type") and not tensor.HasField("shape"):
         tensor.shape.SetInParent()

@@ -154,10 +154,21 @@ def _check_names(
     proto: onnx.ModelProto, graphs: Iterable[onnx.GraphProto], nodes: Iterable[onnx.NodeProto], place: _Place
 ) -> None:
     for what, name in _all_names(proto, graphs, nodes):
+        # Protobuf hands over what is not UTF-8 as bytes.
+        if not isinstance(name, str):
+            raise place.error(
+                f"the name {name[:60]!r} of a {what} is not UTF-8 text; the file is damaged.",
+                "Get or export the file again.",
+            )
         if not is_safe_name(name):
             raise place.error(
                 f"the name '{printable(name)}' of a {what} contains control or invisible characters.",
                 "Such names can forge log lines and reports, so they are refused. Rename it where the model is made.",
+            )
+    for what, text in _all_texts(proto, graphs, nodes):
+        if not isinstance(text, str):
+            raise place.error(
+                f"the {what} {text[:60]!r} is not UTF-8 text; the file is damaged.", "Get or export the file again."
             )
 
 
@@ -169,18 +180,50 @@ def _all_names(
     for function in proto.functions:
         yield "function", function.name
         yield "function domain", function.domain
+        yield "function overload", function.overload
         yield from (("function value", name) for name in (*function.input, *function.output))
+        yield from (("attribute", name) for name in function.attribute)
+        yield from (("operator domain", entry.domain) for entry in function.opset_import)
     for graph in graphs:
+        yield "graph", graph.name
         for value in (*graph.input, *graph.output, *graph.value_info):
             yield "value", value.name
             yield from (("dimension", dim.dim_param) for dim in value.type.tensor_type.shape.dim)
         yield from (("tensor", tensor.name) for tensor in graph.initializer)
+        for annotation in graph.quantization_annotation:
+            yield "value", annotation.tensor_name
+            yield from (("value", entry.value) for entry in annotation.quant_parameter_tensor_names)
     for node in nodes:
         yield "node", node.name
         yield "operator", node.op_type
         yield "operator domain", node.domain
-        yield from (("value", name) for name in node.output)
-        yield from (("attribute", attribute.name) for attribute in node.attribute)
+        yield "function overload", node.overload
+        yield from (("value", name) for name in (*node.input, *node.output))
+        for attribute in node.attribute:
+            yield "attribute", attribute.name
+            yield "attribute", attribute.ref_attr_name
+
+
+def _all_texts(
+    proto: onnx.ModelProto, graphs: Iterable[onnx.GraphProto], nodes: Iterable[onnx.NodeProto]
+) -> Iterator[tuple[str, str]]:
+    yield from (("producer", text) for text in (proto.producer_name, proto.producer_version, proto.domain))
+    described = (proto, *proto.functions, *graphs, *nodes)
+    for message in described:
+        yield "doc string", message.doc_string
+        for entry in message.metadata_props:
+            yield "metadata key", entry.key
+            yield "metadata value", entry.value
+    for graph in graphs:
+        for part in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            yield "doc string", part.doc_string
+            for entry in part.metadata_props:
+                yield "metadata key", entry.key
+                yield "metadata value", entry.value
+        for tensor in graph.initializer:
+            yield from (("external data entry", text) for e in tensor.external_data for text in (e.key, e.value))
+    for node in nodes:
+        yield from (("doc string", attribute.doc_string) for attribute in node.attribute)
 
 
 # --- types ------------------------------------------------------------------------------------------------------
@@ -246,6 +289,14 @@ def _check_interface(value: onnx.ValueInfoProto, role: str, place: _Place) -> No
 # --- tensors ----------------------------------------------------------------------------------------------------
 
 
+_ATTRIBUTE_FIELDS = {
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.SPARSE_TENSOR: "sparse_tensor",
+    onnx.AttributeProto.TYPE_PROTO: "tp",
+}
+
+
 def _check_node(node: onnx.NodeProto, place: _Place) -> None:
     names = [attribute.name for attribute in node.attribute]
     if len(set(names)) != len(names):
@@ -255,6 +306,12 @@ def _check_node(node: onnx.NodeProto, place: _Place) -> None:
         )
     for attribute in node.attribute:
         label = f"{printable(node.name or node.op_type)}.{printable(attribute.name)}"
+        field = _ATTRIBUTE_FIELDS.get(attribute.type)
+        is_reference = bool(attribute.ref_attr_name)
+        if attribute.type == onnx.AttributeProto.UNDEFINED and not is_reference:
+            raise place.error(f"attribute '{label}' has no type.", "Export the model again.")
+        if field is not None and not is_reference and not attribute.HasField(field):
+            raise place.error(f"attribute '{label}' has a type but no value.", "Export the model again.")
         if attribute.HasField("t"):
             _check_tensor(attribute.t, attribute.t.name or label, place)
         for tensor in attribute.tensors:
@@ -316,9 +373,7 @@ def _amounts(tensor: onnx.TensorProto, dtype: ir.DataType, num_elements: int) ->
     return len(tensor.double_data if wide else tensor.float_data), parts * num_elements, "entries"
 
 
-def _check_external(
-    tensor: onnx.TensorProto, name: str, dtype: ir.DataType, num_elements: int, place: _Place
-) -> None:
+def _check_external(tensor: onnx.TensorProto, name: str, dtype: ir.DataType, num_elements: int, place: _Place) -> None:
     shown = f"tensor '{printable(name)}'"
     if dtype == ir.DataType.STRING:
         raise place.error(f"{shown} keeps strings in an external file, which the format does not allow.")

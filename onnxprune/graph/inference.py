@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.protos import fill_node, tensor_head
 
-__all__ = ["Inferred", "ValueType", "captured_values", "infer_types", "is_defined_by_onnx"]
+__all__ = ["Contradiction", "Inferred", "ValueType", "captured_values", "infer_types", "is_defined_by_onnx"]
 
 # Tensors that steer shapes (targets of Reshape, bounds of Slice ...) are smaller; weights are not needed.
 _STEERING_UP_TO_BYTES = 1024
@@ -28,11 +28,19 @@ class ValueType:
 
 
 @dataclass(frozen=True, slots=True)
+class Contradiction:
+    """What ONNX has to say against a node."""
+
+    node: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inferred:
-    """What ONNX says about values, and the contradictions it found, one line each."""
+    """What ONNX says about values, and the contradictions it found."""
 
     types: Mapping[ir.Value, ValueType]
-    errors: tuple[str, ...]
+    contradictions: tuple[Contradiction, ...]
 
 
 def is_defined_by_onnx(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
@@ -93,33 +101,40 @@ def infer_types(
         for value in node.outputs:
             if value in known and (value_info := style.value_info(value)):
                 proto.graph.value_info.append(value_info)
-    result, errors = _run(proto, collect_errors=collect_errors)
+    result, message = _run(proto, collect_errors=collect_errors)
     user_names = _dimension_names(model, known)
     types: dict[ir.Value, ValueType] = {}
     _collect(result.graph, {v.name: v for node in written for v in node.outputs if v.name}, types, user_names)
     for node, node_proto in zip(written, result.graph.node, strict=True):
         _collect_subgraphs(node, node_proto, types, user_names)
-    return Inferred(types, errors)
+    return Inferred(types, tuple(_contradictions(message)))
 
 
-def _run(proto: onnx.ModelProto, *, collect_errors: bool) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _run(proto: onnx.ModelProto, *, collect_errors: bool) -> tuple[onnx.ModelProto, str]:
     def infer(*, strict: bool, data_prop: bool) -> onnx.ModelProto:
         return onnx.shape_inference.infer_shapes(proto, check_type=False, strict_mode=strict, data_prop=data_prop)
 
     if not collect_errors:
-        return infer(strict=False, data_prop=True), ()
+        return infer(strict=False, data_prop=True), ""
     try:
-        return infer(strict=True, data_prop=True), ()
-    except onnx.shape_inference.InferenceError as error:
-        message = str(error)
+        return infer(strict=True, data_prop=True), ""
+    except onnx.shape_inference.InferenceError:
+        result = infer(strict=False, data_prop=True)
     try:
         # Propagating values can fail where the shapes themselves are in order; that is no contradiction.
         infer(strict=True, data_prop=False)
-        message = ""
     except onnx.shape_inference.InferenceError as error:
-        message = str(error)
-    lines = [line.removeprefix("[ShapeInferenceError]").strip() for line in message.splitlines()]
-    return infer(strict=False, data_prop=True), tuple(line for line in lines if "op_type" in line or "node" in line)
+        return result, str(error)
+    return result, ""
+
+
+def _contradictions(message: str) -> Iterator[Contradiction]:
+    """One for each line "(op_type:Concat, node name: x): what is wrong"; deeper lines are about parts of a node."""
+    for line in message.splitlines():
+        _, bracket, rest = line.partition("(op_type:")
+        name, separator, text = rest.partition(", node name: ")[2].partition("): ")
+        if bracket and separator:
+            yield Contradiction(name, text.removeprefix("[ShapeInferenceError] "))
 
 
 class _WeightFreeStyle:

@@ -81,9 +81,7 @@ def _add_value_info(proto: onnx.GraphProto, value: ir.Value, style: ProtoStyle) 
         proto.value_info.append(value_info)
 
 
-def fill_node(
-    proto: onnx.NodeProto, node: ir.Node, style: ProtoStyle, stored_names: Mapping[ir.Value, str]
-) -> None:
+def fill_node(proto: onnx.NodeProto, node: ir.Node, style: ProtoStyle, stored_names: Mapping[ir.Value, str]) -> None:
     """Write `node`, with its subgraphs, into the empty `proto`."""
     proto.op_type = node.op_type
     for field in ("domain", "name", "overload", "doc_string"):
@@ -95,7 +93,10 @@ def fill_node(
         outputs.pop()
     proto.output.extend(outputs)
     for name, attribute in node.attributes.items():
-        if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        if attribute.is_ref():
+            proto.attribute.append(ir.serde.serialize_reference_attribute(attribute))
+            continue
+        if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
             proto.attribute.append(ir.serde.serialize_attribute(attribute))
             continue
         written = proto.attribute.add(name=name, type=int(attribute.type))

@@ -17,10 +17,11 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UsageError, VerificationError, did_you_mean, quoted_list
-from onnxprune.graph.inference import ValueType, captured_values, infer_types, is_defined_by_onnx
+from onnxprune.graph.inference import Contradiction, ValueType, captured_values, infer_types, is_defined_by_onnx
 from onnxprune.graph.names import printable
 
 __all__ = [
@@ -52,12 +53,11 @@ class _Strictness(enum.Enum):
 
 _BASIS = "onnxprune.shape_basis"
 _INFERRED = ()
+_DISPUTED = "onnxprune.inference_disputed"
 _SMALL_CONSTANT_BYTES = 1024
 
 
-def refresh_shapes(
-    model: ir.Model, rules: ShapeRules, *, edited: Mapping[ir.Value, ir.Shape] | None = None
-) -> None:
+def refresh_shapes(model: ir.Model, rules: ShapeRules, *, edited: Mapping[ir.Value, ir.Shape] | None = None) -> None:
     """Infer the type and shape of every value anew from the graph inputs and the initializers.
 
     Args:
@@ -127,9 +127,7 @@ def _bind(value: ir.Value, wanted: Sequence[int], bindings: dict[str, int]) -> N
 def _substituted(shape: ir.Shape, bindings: Mapping[str, int]) -> ir.Shape:
     if not any(isinstance(dim, ir.SymbolicDim) and dim.value in bindings for dim in shape):
         return shape
-    return ir.Shape(
-        [bindings.get(d.value, d) if isinstance(d, ir.SymbolicDim) and d.value else d for d in shape]
-    )
+    return ir.Shape([bindings.get(d.value, d) if isinstance(d, ir.SymbolicDim) and d.value else d for d in shape])
 
 
 def values_beyond_inference(model: ir.Model) -> frozenset[ir.Value]:
@@ -165,9 +163,7 @@ def _knows_more(ours: ir.Shape | None, found: ir.Shape | None) -> bool:
 # --- refreshing -------------------------------------------------------------------------------------------------
 
 
-def _refresh(
-    model: ir.Model, rules: ShapeRules, edited: Mapping[ir.Value, ir.Shape], strictness: _Strictness
-) -> None:
+def _refresh(model: ir.Model, rules: ShapeRules, edited: Mapping[ir.Value, ir.Shape], strictness: _Strictness) -> None:
     for graph in model.graphs():
         if graph is not model.graph:
             # Operator tables look versions up in the node's own graph.
@@ -178,8 +174,7 @@ def _refresh(
                 value.type = ir.TensorType(value.const_value.dtype)
     sweep = _Sweep(model, rules, edited)
     sweep.run()
-    if sweep.errors:
-        _refuse_contradictions(sweep.errors, strictness)
+    _refuse_contradictions(model, sweep.contradictions, strictness)
     if sweep.stale and strictness is _Strictness.EDITED:
         described = [f"{printable(value.name or '')} ({_producer(value)})" for value in sweep.stale]
         raise VerificationError(
@@ -194,15 +189,39 @@ def _producer(value: ir.Value) -> str:
     return "no producer" if node is None else f"output of {node.domain or 'ai.onnx'}::{node.op_type}"
 
 
-def _refuse_contradictions(errors: Sequence[str], strictness: _Strictness) -> None:
-    shown = "; ".join(printable(error) for error in errors[:3])
-    more = f" and {len(errors) - 3} more" if len(errors) > 3 else ""
+def _refuse_contradictions(model: ir.Model, contradictions: Sequence[Contradiction], strictness: _Strictness) -> None:
+    """Raise for contradictions, but for those of operators that ONNX infers through a function body.
+
+    Some bodies are written for older opsets, and inference through them fails for valid nodes. Such a node is marked
+    when it comes from outside, so that a pass is not blamed for it.
+    """
+    serious: list[Contradiction] = []
+    nodes = {node.name: node for node in model.graph.all_nodes()} if contradictions else {}
+    for found in contradictions:
+        node = nodes.get(found.node)
+        if node is not None and (strictness is _Strictness.SOURCE and _has_body(node, model.opset_imports)):
+            node.meta[_DISPUTED] = True
+        if node is None or not node.meta.get(_DISPUTED):
+            serious.append(found)
+    if not serious:
+        return
+    shown = "; ".join(f"'{printable(found.node)}': {printable(found.text)}" for found in serious[:3])
+    more = f" and {len(serious) - 3} more" if len(serious) > 3 else ""
     if strictness is _Strictness.EDITED:
         raise VerificationError(f"Shape inference finds contradictions in the graph: {shown}{more}.")
-    hint = "ONNX Runtime refuses such a model as well; export it again."
     if strictness is _Strictness.REBOUND:
         raise UsageError(f"The model can't work with the given input shapes: {shown}{more}.")
-    raise ModelError(f"Nodes of the model contradict each other: {shown}{more}.", hint)
+    raise ModelError(
+        f"Nodes of the model contradict each other: {shown}{more}.",
+        "ONNX Runtime refuses such a model as well; export it again.",
+    )
+
+
+def _has_body(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    schema = onnx.defs.get_schema(node.op_type, opset_imports.get(domain, 1), domain)
+    # The type stubs of onnx miss these two.
+    return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]
 
 
 class _Sweep:
@@ -214,7 +233,7 @@ class _Sweep:
         self._edited = edited
         self._old: dict[ir.Value, ir.Shape | None] = {}
         self._known: dict[ir.Value, ValueType] = {}
-        self.errors: list[str] = []
+        self.contradictions: list[Contradiction] = []
         self.stale: list[ir.Value] = []
 
     def run(self) -> None:
@@ -242,7 +261,7 @@ class _Sweep:
         if not nodes:
             return
         inferred = infer_types(self._model, nodes, self._known, collect_errors=True)
-        self.errors.extend(inferred.errors)
+        self.contradictions.extend(inferred.contradictions)
         for node in nodes:
             self._settle(node, inferred.types)
 

@@ -15,13 +15,21 @@ from onnxprune.graph.external import FileTensor
 from onnxprune.graph.names import UniqueNames, printable
 
 __all__ = [
+    "EditedTensor",
+    "StartEdit",
     "WeightWindow",
     "add_initializer",
     "constant_array",
     "iter_windows",
     "replace_weight",
+    "replace_weight_by_windows",
     "replace_weight_lazily",
 ]
+
+StartEdit = Callable[[], Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]
+"""Starts one reading of a weight: gives the function that edits its windows in row-major order (and may count)."""
+
+_EDIT_WINDOW_BYTES = 1 << 20
 
 
 def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
@@ -61,12 +69,53 @@ def replace_weight_lazily(
             raise VerificationError(
                 f"The weight made for '{name}' has shape {list(array.shape)}, but {list(shape)} was announced."
             )
-        tensor = ir.Tensor(array, dtype=dtype, name=name)
-        if tensor.dtype != dtype:
-            raise VerificationError(f"The weight made for '{name}' is {tensor.dtype}, but {dtype} was announced.")
-        return tensor
+        try:
+            return ir.Tensor(array, dtype=dtype, name=name)
+        except TypeError:
+            raise VerificationError(
+                f"The weight made for '{name}' is {array.dtype}, but {dtype.name} was announced."
+            ) from None
 
     _set_tensor(value, ir.LazyTensor(evaluate, dtype=dtype, shape=ir.Shape(shape), name=name))
+
+
+class EditedTensor(ir.LazyTensor):
+    """Another tensor's elements, edited window by window each time they are read; nothing is kept in memory."""
+
+    __slots__ = ("_source", "_start_edit")
+
+    def __init__(self, source: ir.Value, start_edit: StartEdit, dtype: ir.DataType, shape: ir.Shape) -> None:
+        super().__init__(self._in_memory, dtype=dtype, shape=shape, name=source.name)
+        self._source = source
+        self._start_edit = start_edit
+
+    def windows(self, max_bytes: int) -> Iterator[WeightWindow]:
+        """As `iter_windows`, which calls this."""
+        edit = self._start_edit()
+        for window in iter_windows(self._source, max_bytes):
+            yield WeightWindow(start=window.start, array=edit(window.array))
+
+    def _in_memory(self) -> ir.Tensor[npt.NDArray[Any]]:
+        array = np.empty(self.size, self.dtype.numpy())
+        for window in self.windows(_EDIT_WINDOW_BYTES):
+            array[window.start : window.start + window.array.size] = window.array
+        return ir.Tensor(array.reshape(self.shape.numpy()), dtype=self.dtype, name=self.name)
+
+
+def replace_weight_by_windows(value: ir.Value, start_edit: StartEdit, *, dtype: ir.DataType | None = None) -> None:
+    """Let initializer `value` be what an edit of its present elements gives, computed whenever they are read.
+
+    Args:
+        value: An initializer; shape and name stay.
+        start_edit: Must give the same elements each time. The edit takes and returns arrays of one dimension and equal
+            size.
+        dtype: Element type of what the edit returns; None: the present one.
+    """
+    tensor = value.const_value
+    if tensor is None:
+        raise VerificationError(f"'{printable(value.name or '')}' is not an initializer, so it has no weight to edit.")
+    source = ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=tensor)
+    _set_tensor(value, EditedTensor(source, start_edit, dtype or tensor.dtype, ir.Shape(tensor.shape.numpy())))
 
 
 def _set_tensor(value: ir.Value, tensor: ir.TensorProtocol) -> None:
@@ -117,6 +166,9 @@ def iter_windows(value: ir.Value, max_bytes: int) -> Iterator[WeightWindow]:
     if isinstance(tensor, FileTensor) and tensor.dtype.bitwidth >= 8:
         for start in range(0, tensor.size, step):
             yield WeightWindow(start=start, array=tensor.window(start, min(step, tensor.size - start)))
+        return
+    if isinstance(tensor, EditedTensor):
+        yield from tensor.windows(max_bytes)
         return
     flat = tensor.numpy().reshape(-1)
     for start in range(0, flat.size, step):

@@ -24,6 +24,7 @@ from onnxprune.graph.metadata import MODULE_PATH_KEY, derived_module_path
 from onnxprune.graph.names import printable
 from onnxprune.graph.protos import fill_graph, sorted_metadata, tensor_head
 from onnxprune.graph.shapes import values_beyond_inference
+from onnxprune.graph.weights import EditedTensor
 
 __all__ = ["EXTERNAL_ABOVE_BYTES", "MAX_PROTO_BYTES", "content_hash", "model_bytes", "save_model"]
 
@@ -36,6 +37,7 @@ _INLINE_UP_TO_BYTES = 1024
 _PAGE_BYTES = 4096
 _SAMPLE_BYTES = 4096
 _COPY_CHUNK_BYTES = 8 << 20
+_EDIT_WINDOW_BYTES = 1 << 20
 _QUANT_PARAMETERS = "quant_parameter_tensor_names"
 
 
@@ -230,7 +232,7 @@ class _FileStore:
 
     def _aligned_end(self, size_bytes: int) -> int:
         # Whole pages let a runtime map a big weight by itself; small ones would only waste space.
-        alignment = _PAGE_BYTES if size_bytes >= 16 * _PAGE_BYTES else 16
+        alignment = _PAGE_BYTES if size_bytes >= 256 * _PAGE_BYTES else 16
         end = self._file.seek(0, os.SEEK_END)
         return -(-end // alignment) * alignment
 
@@ -294,6 +296,10 @@ def _identity(tensor: ir.TensorProtocol) -> tuple[object, ...]:
 def _write_tensor(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
     if isinstance(tensor, FileTensor):
         tensor.tofile(file)
+        return
+    if isinstance(tensor, EditedTensor):
+        for window in tensor.windows(_EDIT_WINDOW_BYTES):
+            file.write(window.array.astype(window.array.dtype.newbyteorder("<"), copy=False).data)
         return
     # One evaluation of a lazy weight; the array is freed before the next one is made.
     array = tensor.numpy()

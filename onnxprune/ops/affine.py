@@ -44,7 +44,7 @@ def affine_parameters(low: float, high: float, num_bits: int) -> tuple[float, in
         return 1.0, smallest
     # Divided before subtracted: high - low can overflow where its share for one step does not.
     width = high / num_steps - low / num_steps
-    if width > np.finfo(np.float32).max:
+    if width > float(np.finfo(np.float32).max):
         raise ValueError(f"[{low}, {high}] is too wide for a float32 scale.")
     scale = float(np.float32(max(width, SMALLEST_SCALE)))
     zero_point = round(smallest - low / scale)

@@ -21,6 +21,7 @@ from onnxprune.contracts import (
     Score,
     Target,
 )
+from onnxprune.evaluate.feeds import feeds_for
 from onnxprune.evaluate.fidelity import fidelity
 from onnxprune.evaluate.figures import zipped_bytes
 from onnxprune.recipe import MeasureOptions
@@ -74,9 +75,7 @@ def measure_source(yardstick: Yardstick, *, path: Path, data_files: Sequence[Pat
 def measure_artifact(artifact: Artifact, target: Target[Any], yardstick: Yardstick, progress: Progress) -> Measurements:
     """Size, fidelity, score, interleaved latency and load figures of one artifact."""
     options = yardstick.options
-    runner = target.runner(
-        artifact, threads=options.threads, custom_op_libraries=yardstick.custom_op_libraries
-    )
+    runner = target.runner(artifact, threads=options.threads, custom_op_libraries=yardstick.custom_op_libraries)
     difference = None
     if options.fidelity:
         progress.note(f"{artifact.target}: comparing outputs with the source's")
@@ -93,12 +92,19 @@ def measure_artifact(artifact: Artifact, target: Target[Any], yardstick: Yardsti
     if options.latency:
         progress.note(f"{artifact.target}: timing source and artifact in turn")
         latency = interleaved_ratio(
-            yardstick.source, runner, yardstick.batches[0], min_seconds=options.min_seconds, threads=options.threads
+            yardstick.source,
+            runner,
+            yardstick.batches[0],
+            after_feeds=feeds_for(runner.inputs, yardstick.batches[0]),
+            min_seconds=options.min_seconds,
+            threads=options.threads,
         )
     return Measurements(
         target=artifact.target,
         size_bytes=artifact.size_bytes,
-        zipped_bytes=sum(zipped_bytes(artifact.folder / f.path) for f in artifact.files if f.role in ("model", "weights")),
+        zipped_bytes=sum(
+            zipped_bytes(artifact.folder / f.path) for f in artifact.files if f.role in ("model", "weights")
+        ),
         score=score,
         fidelity=difference,
         latency=latency,
@@ -110,6 +116,4 @@ def measure_artifact(artifact: Artifact, target: Target[Any], yardstick: Yardsti
 def _load(path: Path, yardstick: Yardstick) -> LoadFigures | None:
     if not yardstick.options.load:
         return None
-    return measure_load(
-        path, threads=yardstick.options.threads, custom_op_libraries=yardstick.custom_op_libraries
-    )
+    return measure_load(path, threads=yardstick.options.threads, custom_op_libraries=yardstick.custom_op_libraries)

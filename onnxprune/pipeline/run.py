@@ -178,9 +178,7 @@ def _instantiate(recipe: Recipe) -> tuple[tuple[Pass[Any, Any], ...], tuple[Targ
     return passes, targets
 
 
-def _check_requirements(
-    recipe: Recipe, passes: Sequence[Pass[Any, Any]], targets: Sequence[Target[Any]]
-) -> None:
+def _check_requirements(recipe: Recipe, passes: Sequence[Pass[Any, Any]], targets: Sequence[Target[Any]]) -> None:
     """What can be refused without opening anything."""
     check_requirements(
         passes, has_calibration=recipe.data.calibration is not None, has_evaluator=recipe.data.eval is not None
@@ -349,9 +347,7 @@ def _pass_identity(pass_: Pass[Any, Any], prepared: _Prepared, given_plan: JsonV
 # --- artifacts and figures ------------------------------------------------------------------------------------
 
 
-def _build(
-    prepared: _Prepared, state: ModelState, staging: Path, options: PipelineOptions
-) -> tuple[Artifact, ...]:
+def _build(prepared: _Prepared, state: ModelState, staging: Path, options: PipelineOptions) -> tuple[Artifact, ...]:
     recipe = prepared.recipe
     placements: Mapping[str, Placement] = options.lock.placements if options.lock is not None else {}
     provenance: JsonObject = {
@@ -419,9 +415,7 @@ def _measure_source(request: SourceRequest, prepared: _Prepared, yardstick: Yard
         return measure_source(yardstick, path=path, data_files=external_data_files(path))
 
 
-def _budgets(
-    recipe: Recipe, measurements: Sequence[Measurements], source: Measurements
-) -> tuple[BudgetOutcome, ...]:
+def _budgets(recipe: Recipe, measurements: Sequence[Measurements], source: Measurements) -> tuple[BudgetOutcome, ...]:
     return tuple(
         outcome for measured in measurements for outcome in check_budget(recipe.budget, measured, source=source)
     )

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -65,6 +66,8 @@ def describe_settings(config_type: type[BaseModel]) -> tuple[SettingRow, ...]:
 
 def _type_text(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _type_text(typing.get_args(annotation)[0])
     if origin is typing.Literal:
         return " | ".join(str(value) for value in typing.get_args(annotation))
     if origin is None:
@@ -118,13 +121,10 @@ def print_plugins(rows: Sequence[Mapping[str, Any]], *, kind: str, console: Cons
 
 
 def print_settings(name: str, summary: str, settings: Sequence[SettingRow], console: Console | None = None) -> None:
-    """Every setting with type, default and description."""
+    """Every setting with type and default, and under it what it means."""
     console = console or Console()
     console.print(Text.assemble((name, "bold"), "  ", summary))
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for header in ("setting", "type", "default", ""):
-        table.add_column(header)
     for row in settings:
-        default = "(required)" if row.required else str(row.default)
-        table.add_row(row.name, row.type, default, row.description)
-    console.print(table)
+        default = "required" if row.required else f"default {row.default}"
+        console.print(Text.assemble("\n", (row.name, "bold"), (f"  {row.type}, {default}", "dim")))
+        console.print(Padding(Text(row.description), (0, 0, 0, 2)))

@@ -17,7 +17,9 @@ def bytes_text(size_bytes: float) -> str:
     """Decimal units: 2310000 -> '2.31 MB'."""
     if size_bytes < 1e3:
         return f"{size_bytes:.0f} B"
-    return f"{count_text(size_bytes).replace(' k', ' kB').replace(' M', ' MB').replace(' G', ' GB').replace(' T', ' TB')}"
+    return (
+        f"{count_text(size_bytes).replace(' k', ' kB').replace(' M', ' MB').replace(' G', ' GB').replace(' T', ' TB')}"
+    )
 
 
 def ms_text(milliseconds: float) -> str:

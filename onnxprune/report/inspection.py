@@ -90,6 +90,9 @@ def print_inspection(inspection: Inspection, *, limit: int | None, console: Cons
             f"({count_text(figures.nonzero_parameters)} not zero, {bytes_text(figures.weight_bytes)}), {macs} MACs\n"
         )
     )
+    if figures.nonzero_parameters < figures.parameters and figures.sparse_bytes:
+        sparse = ", ".join(f"{name} {bytes_text(size)}" for name, size in figures.sparse_bytes.items())
+        console.print(Text(f"weights as sparse storage: {sparse} (dense {bytes_text(figures.weight_bytes)})\n"))
     _print_layers(console, inspection.layers, limit)
     if figures.uncounted_ops:
         console.print(Text(f"MACs not counted: {', '.join(figures.uncounted_ops)}.", style="dim"))
@@ -98,24 +101,27 @@ def print_inspection(inspection: Inspection, *, limit: int | None, console: Cons
 
 
 def _print_layers(console: Console, layers: Sequence[LayerRow], limit: int | None) -> None:
+    with_modules = any(row.module for row in layers)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for header, justify in (("layer", "left"), ("operator", "left"), ("output", "left")):
-        table.add_column(header, justify="left" if justify == "left" else "right")
+    for header in ("layer", *(["module"] if with_modules else []), "operator", "output"):
+        table.add_column(header)
     for header in ("parameters", "bytes", "MACs"):
         table.add_column(header, justify="right")
     ranked = sorted(layers, key=lambda row: (row.macs or 0, row.parameters), reverse=True)[:limit]
     shown = {row.name for row in ranked}
     for row in layers:
-        if row.name in shown:
-            shape = "?" if row.shape is None else "x".join(str(dim) for dim in row.shape)
-            table.add_row(
-                row.name,
-                row.op_type,
-                shape,
-                count_text(row.parameters),
-                bytes_text(row.weight_bytes),
-                "" if row.macs is None else count_text(row.macs),
-            )
+        if row.name not in shown:
+            continue
+        shape = "?" if row.shape is None else "x".join("?" if dim is None else str(dim) for dim in row.shape)
+        table.add_row(
+            row.name,
+            *([row.module] if with_modules else []),
+            row.op_type,
+            shape,
+            count_text(row.parameters),
+            bytes_text(row.weight_bytes),
+            "" if row.macs is None else count_text(row.macs),
+        )
     console.print(table)
     if len(shown) < len(layers):
         console.print(Text(f"and {len(layers) - len(shown)} smaller layers (--all shows them)", style="dim"))
@@ -124,14 +130,23 @@ def _print_layers(console: Console, layers: Sequence[LayerRow], limit: int | Non
 def _print_channels(console: Console, channels: Sequence[ChannelSummary], limit: int | None) -> None:
     free = [row for row in channels if row.frozen_reason is None]
     frozen = [row for row in channels if row.frozen_reason is not None]
-    console.print(Text(f"\nChannels that can be removed: {sum(row.num_channels for row in free)} "
-                       f"in {len(free)} groups", style="bold"))
+    console.print(
+        Text(
+            f"\nChannels that can be removed: {sum(row.num_channels for row in free)} in {len(free)} groups",
+            style="bold",
+        )
+    )
     for row in free[:limit]:
-        console.print(Text(f"  {row.num_channels:5} channels  {', '.join(row.layers[:4])}"
-                           + (f" and {len(row.layers) - 4} more" if len(row.layers) > 4 else "")))
+        console.print(
+            Text(
+                f"  {row.num_channels:5} channels  {', '.join(row.layers[:4])}"
+                + (f" and {len(row.layers) - 4} more" if len(row.layers) > 4 else "")
+            )
+        )
     if frozen:
-        console.print(Text(f"\nFrozen: {sum(row.num_channels for row in frozen)} channels in {len(frozen)} groups",
-                           style="bold"))
+        console.print(
+            Text(f"\nFrozen: {sum(row.num_channels for row in frozen)} channels in {len(frozen)} groups", style="bold")
+        )
     for row in frozen[:limit]:
         layers = ", ".join(row.layers[:3]) + (f" and {len(row.layers) - 3} more" if len(row.layers) > 3 else "")
         console.print(Text(f"  {row.num_channels:5} channels  {layers}: {row.frozen_reason}", style="dim"))

@@ -130,9 +130,11 @@ def _before_after(report: RunReport) -> Table:
         row(
             "Peak memory",
             bytes_text(load.peak_rss_bytes),
-            lambda m: (bytes_text(m.load.peak_rss_bytes), change_text(load.peak_rss_bytes, m.load.peak_rss_bytes))
-            if m.load
-            else ("", ""),
+            lambda m: (
+                (bytes_text(m.load.peak_rss_bytes), change_text(load.peak_rss_bytes, m.load.peak_rss_bytes))
+                if m.load
+                else ("", "")
+            ),
         )
     if source.score is not None:
         score = source.score
@@ -188,8 +190,15 @@ def _print_footnotes(console: Console, report: RunReport) -> None:
         console.print(Text.assemble(("warning: ", "bold yellow"), warning))
     for artifact in report.artifacts:
         for finding in artifact.findings:
-            style = "yellow" if finding.severity == "warning" else "dim"
-            console.print(Text(f"{artifact.target}, {finding.topic}: {finding.text}", style=style))
+            is_warning = finding.severity == "warning"
+            text = finding.text if is_warning else _first_sentence(finding.text)
+            console.print(Text(f"{artifact.target}, {finding.topic}: {text}", style="yellow" if is_warning else "dim"))
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence; the report file has all of them."""
+    head, stop, _ = text.partition(". ")
+    return head + "." if stop else text
 
 
 def _print_skips(console: Console, reports: Iterable[PassReport], *, limit: int | None = REASONS_SHOWN) -> None:
@@ -212,5 +221,8 @@ def _print_budgets(console: Console, report: RunReport) -> None:
         actual = "not measured" if outcome.actual is None else f"{outcome.actual:.6g}"
         note = f" ({outcome.note})" if outcome.note else ""
         console.print(
-            Text.assemble((f"budget {mark} ", style), f"{outcome.target} {outcome.name}: {actual}, limit {outcome.limit:.6g}{note}")
+            Text.assemble(
+                (f"budget {mark} ", style),
+                f"{outcome.target} {outcome.name}: {actual}, limit {outcome.limit:.6g}{note}",
+            )
         )

@@ -26,6 +26,7 @@ __all__ = [
     "artifact_file",
     "check_interface",
     "host_spelling",
+    "int8_finding",
     "kernels_saturate",
     "require_spelling",
     "scratch_folder",
@@ -140,6 +141,17 @@ def zeros_finding(model: ir.Model, *, stored_as: str) -> Finding | None:
         text=f"{zeros / total:.0%} of the weights are zero, but {stored_as} stores and computes them like any other "
         "number: they save bytes only in a compressed download.",
     )
+
+
+def int8_finding(platform: str, spelling: SpellingName, isa: HostIsa) -> Finding:
+    """What can't be said about int8 for `platform` on a machine that is another one."""
+    text = (
+        f"int8 is spelled for '{platform}', and this machine is {isa.summary}: its speed is not measured on the "
+        "target, and the operator table decided what is integer."
+    )
+    if kernels_saturate(spelling, isa):
+        text += " Scores measured here may be too low: without VNNI these kernels saturate at 16 bits."
+    return Finding(topic="int8", text=text, severity="warning")
 
 
 def artifact_file(path: Path, *, role: str) -> ArtifactFile:

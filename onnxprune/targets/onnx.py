@@ -22,6 +22,7 @@ from onnxprune.targets.building import (
     artifact_file,
     check_interface,
     host_spelling,
+    int8_finding,
     kernels_saturate,
     require_spelling,
     scratch_folder,
@@ -142,13 +143,6 @@ class OnnxTarget(Target[OnnxTargetConfig]):
         zeros = zeros_finding(state.model, stored_as="an ONNX file")
         if zeros is not None:
             findings.append(zeros)
-        if state.quantization is not None and not self.is_host:
-            findings.append(
-                Finding(
-                    topic="int8",
-                    text=f"int8 is spelled for '{spelling}', and this machine is {host_isa().summary}: its speed is "
-                    "not measured on the target, and the operator table decided what is integer.",
-                    severity="warning",
-                )
-            )
+        if state.quantization is not None and spelling is not None and not self.is_host:
+            findings.append(int8_finding(spelling, spelling, host_isa()))
         return findings

@@ -6,8 +6,8 @@ the model's full path into the configuration, so the same calls are made here, i
 
 What depends on the platform:
     arm64   `session.qdqisint8allowed=1`: int8 QDQ becomes int8 kernels (elsewhere it would be left in float)
-    all     `NchwcTransformer` stays off: it bakes in weights in blocks of this machine's vector width, and gives wrong
-            results on a machine with another. `blocked_layout` puts it on.
+    all     `NchwcTransformer` stays off: it stores weights in blocks of this machine's vector width (8 or 16), which
+            machines with another can't use. `blocked_layout` puts it on.
 
 Styles:
     fixed    every optimization of the level is applied before saving
@@ -23,19 +23,15 @@ from typing import Literal, TypeAlias
 from onnxprune.contracts import JsonObject
 from onnxprune.errors import OnnxPruneError, OutputError, TargetError
 from onnxprune.runtime.child import ChildFailure, call_in_child
-from onnxprune.runtime.ort_errors import load_error, ort_exceptions, short_ort_message
+from onnxprune.targets.ort_child import CONFIG_FILE, MODEL_FILE
 from onnxprune.targets.ort_format import normalize_ort_file
 
-__all__ = ["OptimizationLevel", "OptimizationStyle", "convert_in_this_process", "convert_to_ort"]
+__all__ = ["OptimizationLevel", "OptimizationStyle", "convert_to_ort"]
 
 OptimizationStyle: TypeAlias = Literal["fixed", "runtime"]
 OptimizationLevel: TypeAlias = Literal["all", "extended", "basic"]
 
 TIMEOUT_S = 1800.0
-
-_MODEL_FILE = "converted.ort"
-_CONFIG_FILE = "required.config"
-_SAVE_FAILED = "Failed to save ORT format model"
 
 
 def convert_to_ort(
@@ -78,73 +74,15 @@ def convert_to_ort(
         "custom_op_libraries": [str(library.resolve()) for library in custom_op_libraries],
     }
     try:
-        call_in_child(
-            "onnxprune.targets.ort_convert:convert_in_this_process", arguments, folder=folder, timeout_s=TIMEOUT_S
-        )
+        call_in_child("onnxprune.targets.ort_child:convert", arguments, folder=folder, timeout_s=TIMEOUT_S)
     except ChildFailure as failure:
         raise TargetError(f"ONNX Runtime {failure} while it converted '{source.name}' to ORT format.") from failure
     except OutputError:
         raise
     except OnnxPruneError as error:
         raise TargetError(f"Conversion to ORT format failed. {error.message}", error.hint) from error
-    converted = folder / _MODEL_FILE
+    converted = folder / MODEL_FILE
     normalize_ort_file(converted)
     # Comments name the files that the list was made from, with their full paths.
-    lines = (folder / _CONFIG_FILE).read_text(encoding="utf-8").splitlines()
+    lines = (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
     return converted, "".join(f"{line}\n" for line in lines if line and not line.startswith("#"))
-
-
-def convert_in_this_process(arguments: JsonObject, folder: Path) -> None:
-    """The child's side of `convert_to_ort`."""
-    converted = folder / _MODEL_FILE
-    is_runtime_style = arguments["style"] == "runtime"
-    _save_as_ort(arguments, converted, minimal_build_optimizations="save" if is_runtime_style else None)
-    models = [converted]
-    if is_runtime_style:
-        # Saved optimizations may or may not be replayed: a build must hold the operators of both outcomes.
-        replayed = folder / "replayed.ort"
-        _save_as_ort(arguments, replayed, minimal_build_optimizations="apply")
-        models.append(replayed)
-    # Its import changes sys.path and configures the root logger: one more reason for a process of its own.
-    from onnxruntime.tools.ort_format_model import create_config_from_models
-
-    try:
-        create_config_from_models(models, folder / _CONFIG_FILE, arguments["type_reduction"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise TargetError(
-            f"The list of required operators can't be made: {short_ort_message(error)}.",
-            "Switch type_reduction off." if arguments["type_reduction"] else "",
-        ) from error
-
-
-def _save_as_ort(arguments: JsonObject, path: Path, *, minimal_build_optimizations: str | None) -> None:
-    import onnxruntime
-
-    levels = onnxruntime.GraphOptimizationLevel
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
-    options.optimized_model_filepath = str(path)
-    options.graph_optimization_level = {
-        "all": levels.ORT_ENABLE_ALL,
-        "extended": levels.ORT_ENABLE_EXTENDED,
-        "basic": levels.ORT_ENABLE_BASIC,
-    }[arguments["level"]]
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    options.add_session_config_entry("session.qdqisint8allowed", "1" if arguments["is_arm"] else "0")
-    if minimal_build_optimizations is not None:
-        options.add_session_config_entry("optimization.minimal_build_optimizations", minimal_build_optimizations)
-    for library in arguments["custom_op_libraries"]:
-        options.register_custom_ops_library(library)
-    try:
-        onnxruntime.InferenceSession(
-            arguments["source"],
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=None if arguments["blocked_layout"] else ["NchwcTransformer"],
-        )
-    except ort_exceptions() as error:
-        if _SAVE_FAILED in str(error):
-            raise OutputError(
-                "ONNX Runtime could not write the .ort file.", "Check that the output folder has room."
-            ) from error
-        raise load_error(error, "The model") from error

@@ -25,6 +25,7 @@ from onnxprune.targets.building import (
     artifact_file,
     check_interface,
     host_spelling,
+    int8_finding,
     kernels_saturate,
     require_spelling,
     scratch_folder,
@@ -58,8 +59,8 @@ class OrtMobileConfig(PassConfig):
     type_reduction: bool = False
     """Let the list of required operators name element types as well: a smaller build that takes less."""
     blocked_layout: bool = False
-    """Store convolution weights in blocks of this machine's vector width: float models on x86 get faster, and run
-    right only on CPUs with the same width."""
+    """Store convolution weights in blocks of this machine's vector width: float models on x86 get faster, and are
+    for CPUs with the same width only."""
 
     @model_validator(mode="after")
     def _blocked_layout_fits(self) -> OrtMobileConfig:
@@ -198,20 +199,14 @@ class OrtMobileTarget(Target[OrtMobileConfig]):
     def _findings(
         self, state: ModelState, facts: OrtFileFacts, config: Path, isa: HostIsa, *, is_quantized: bool
     ) -> list[Finding]:
-        findings = [_version_finding(facts), _build_finding(config)]
+        findings = [_version_finding(facts), _build_finding(config, self.config.optimization_style)]
         if self.config.optimization_style == "runtime":
             findings.append(_runtime_style_finding(facts))
         if self.config.blocked_layout:
             findings.append(_blocked_finding(isa))
         if is_quantized and not self.is_host:
-            findings.append(
-                Finding(
-                    topic="int8",
-                    text=f"int8 is spelled for '{self.config.platform}', and this machine is {isa.summary}: its speed "
-                    "is not measured on the target, and the operator table decided what is integer.",
-                    severity="warning",
-                )
-            )
+            spelling = require_spelling(self.spelling, isa)
+            findings.append(int8_finding(self.config.platform, spelling, isa))
         half = _half_finding(state.model, isa)
         zeros = zeros_finding(state.model, stored_as="a .ort file")
         return [*findings, *(finding for finding in (half, zeros) if finding is not None)]
@@ -229,12 +224,13 @@ def _version_finding(facts: OrtFileFacts) -> Finding:
     )
 
 
-def _build_finding(config: Path) -> Finding:
+def _build_finding(config: Path, style: OptimizationStyle) -> Finding:
+    option = "--minimal_build extended" if style == "runtime" else "--minimal_build"
     return Finding(
         topic="reduced build",
-        text=f"A build of ONNX Runtime with --minimal_build and --include_ops_by_config {config.name} holds just the "
-        "kernels of this model. There is no ready-made reduced package: 'onnxruntime-mobile' ended with 1.18; the "
-        "full packages run the file as well.",
+        text=f"A build of ONNX Runtime with {option} --include_ops_by_config {config.name} holds just the kernels of "
+        "this model. There is no ready-made reduced package: 'onnxruntime-mobile' ended with 1.18; the full packages "
+        "run the file as well.",
     )
 
 
@@ -255,8 +251,8 @@ def _blocked_finding(isa: HostIsa) -> Finding:
     width = "AVX-512 (blocks of 16)" if isa.has_avx512 else "no AVX-512 (blocks of 8)"
     return Finding(
         topic="blocked layout",
-        text=f"Weights are stored in the blocks of this machine, which has {width}. On a CPU with another width the "
-        "file gives wrong results.",
+        text=f"Weights are stored in the blocks of this machine, which has {width}. The file is not for CPUs "
+        "with another width: their kernels read other blocks.",
         severity="warning",
     )
 

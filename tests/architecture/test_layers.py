@@ -17,7 +17,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "keras": ("convert",),
     "tf2onnx": ("convert",),
     "onnxruntime": ("runtime", "targets", "convert", "graph"),
-    "onnxsim": ("graph",),
+    "onnxsim": ("passes",),
     "ai_edge_litert": ("runtime", "targets"),
     "PIL": ("data",),
     "pycocotools": ("evaluate",),

@@ -74,7 +74,11 @@ def build_classifier() -> onnx.ModelProto:
     nodes.append(
         helper.make_node(
             "Gemm",
-            ["flat", constant("fc.weight", rng.normal(0, 0.2, (CLASSES, WIDTHS[-1]))), constant("fc.bias", rng.normal(size=CLASSES))],
+            [
+                "flat",
+                constant("fc.weight", rng.normal(0, 0.2, (CLASSES, WIDTHS[-1]))),
+                constant("fc.bias", rng.normal(size=CLASSES)),
+            ],
             ["scores"],
             "fc",
             transB=1,

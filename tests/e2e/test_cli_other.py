@@ -47,8 +47,13 @@ def test_convert_fixes_a_dynamic_axis(onnxprune_command: Command, classifier: An
     ids=["suffix", "input-name", "fixed-axis", "useless-option"],
 )
 def test_convert_refuses_what_does_not_fit(
-    onnxprune_command: Command, classifier: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    arguments: tuple[str, ...], code: int, says: str,
+    onnxprune_command: Command,
+    classifier: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = onnxprune_command("convert", classifier.path, *arguments)

@@ -66,7 +66,13 @@ def test_the_main_job_writes_artifacts_plan_and_report(
     )
     assert result.code == 0, result.stderr
     assert sha256(classifier.path) == before
-    assert sorted(item.name for item in out.iterdir()) == [".cache", "onnx", "ort-mobile", "plan.lock.json", "report.json"]
+    assert sorted(item.name for item in out.iterdir()) == [
+        ".cache",
+        "onnx",
+        "ort-mobile",
+        "plan.lock.json",
+        "report.json",
+    ]
     report = json.loads((out / "report.json").read_text())
     assert [entry["pass_id"] for entry in report["passes"]] == ["simplify", "prune", "quant"]
     assert report["after"]["parameters"] < report["before"]["parameters"]

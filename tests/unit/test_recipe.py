@@ -22,7 +22,9 @@ def test_without_targets_a_recipe_builds_plain_onnx() -> None:
 
 
 def test_a_recipe_written_out_reads_back_equal() -> None:
-    recipe = decode_recipe({"seed": 3, "passes": [{"name": "sparsify", "sparsity": 0.5}], "targets": {"ort-mobile": {}}})
+    recipe = decode_recipe(
+        {"seed": 3, "passes": [{"name": "sparsify", "sparsity": 0.5}], "targets": {"ort-mobile": {}}}
+    )
     assert decode_recipe(recipe_to_json(recipe)) == recipe
 
 

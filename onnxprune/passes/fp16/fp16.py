@@ -75,6 +75,7 @@ class Fp16Pass(Pass[Fp16Config, Fp16Plan]):
             skips=(
                 *(Skip(where=f"weight '{name}'", reason=reason) for name, reason in plan.float32_weights.items()),
                 *(Skip(where=f"node '{name}'", reason=reason) for name, reason in plan.float32_nodes.items()),
+                *(Skip(where=f"'{name}'", reason=reason) for name, reason in plan.float32_io.items()),
             ),
             notes=_notes(plan, error, lost),
             figures={

@@ -84,7 +84,6 @@ def plan_full(model: ir.Model, config: Fp16Config, context: PassContext) -> Fp16
                 used[verdict.name] = verdict
     return Fp16Plan(
         mode="full",
-        keep_io=config.keep_io,
         weights=tuple(used.values()),
         float32_weights={
             name: verdict if isinstance(verdict, str) else "the nodes that read it stay float32"
@@ -93,7 +92,20 @@ def plan_full(model: ir.Model, config: Fp16Config, context: PassContext) -> Fp16
         },
         float16_nodes=tuple(float16_nodes),
         float32_nodes=float32_nodes,
+        float32_io=_float32_io(model, config, peaks),
     )
+
+
+def _float32_io(model: ir.Model, config: Fp16Config, peaks: Mapping[str, float]) -> dict[str, str]:
+    """Inputs and outputs that stay float32, and why."""
+    reasons: dict[str, str] = {}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if not _is_float(value):
+            continue
+        reason = "inputs and outputs stay as they are (keep_io)" if config.keep_io else _range_reason(value, peaks)
+        if reason:
+            reasons[value.name or ""] = reason
+    return reasons
 
 
 def _is_float(value: ir.Value | None) -> bool:
@@ -138,11 +150,15 @@ def _type_variable(formal: Sequence[onnx.defs.OpSchema.FormalParameter], positio
 
 
 def _reason_by_values(node: ir.Node, peaks: Mapping[str, float]) -> str:
-    for value in (*node.inputs, *node.outputs):
-        peak = peaks.get(value.name or "", 0.0) if value is not None else 0.0
-        if not peak * HEADROOM <= FLOAT16_MAX:
-            return f"'{value.name}' reaches {peak:.3g}, and float16 ends at {FLOAT16_MAX:g}" if value else ""
-    return ""
+    values = (value for value in (*node.inputs, *node.outputs) if value is not None)
+    return next((reason for value in values if (reason := _range_reason(value, peaks))), "")
+
+
+def _range_reason(value: ir.Value, peaks: Mapping[str, float]) -> str:
+    peak = peaks.get(value.name or "", 0.0)
+    if peak * HEADROOM <= FLOAT16_MAX:
+        return ""
+    return f"'{value.name}' reaches {peak:.3g}, and float16 ends at {FLOAT16_MAX:g}"
 
 
 def _largest_magnitudes(model: ir.Model, context: PassContext) -> dict[str, float]:
@@ -189,7 +205,7 @@ class _Conversion:
     def __init__(self, model: ir.Model, plan: Fp16Plan) -> None:
         self.graph = model.graph
         self.float16_nodes = frozenset(plan.float16_nodes)
-        self.keep_io = plan.keep_io
+        self.float32_io = frozenset(plan.float32_io)
         self.value_names, self.node_names = UniqueNames.of_values(model), UniqueNames.of_nodes(model)
 
     def run(self) -> None:
@@ -225,7 +241,7 @@ class _Conversion:
 
     def _convert_input(self, value: ir.Value) -> None:
         uses = [(use.node, use.idx) for use in value.uses()]
-        if self.keep_io:
+        if value.name in self.float32_io:
             self._redirect(value, [use for use in uses if self._reads_float16(use)], FLOAT16)
             return
         value.type = ir.TensorType(FLOAT16)
@@ -240,8 +256,9 @@ class _Conversion:
             self._redirect(value, [use for use in uses if not self._reads_float16(use)], FLOAT)
         else:
             self._redirect(value, [use for use in uses if self._reads_float16(use)], FLOAT16)
-        if value.is_graph_output() and is_float16 == self.keep_io:
-            self._cast_output(value, FLOAT if self.keep_io else FLOAT16)
+        stays_float32 = value.name in self.float32_io
+        if value.is_graph_output() and is_float16 == stays_float32:
+            self._cast_output(value, FLOAT if stays_float32 else FLOAT16)
 
     def _redirect(self, value: ir.Value, uses: list[Use], dtype: ir.DataType) -> None:
         """Let `uses` read `value` cast to `dtype`, through one Cast."""

@@ -38,11 +38,14 @@ class RoundedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fp16Plan:
-    """`float32_weights` and `float32_nodes` say why something stays; `float16_nodes` is empty in mode "weights"."""
+    """`float32_weights`, `float32_nodes` and `float32_io` (inputs and outputs) say why something stays.
+
+    `float16_nodes` is empty in mode "weights".
+    """
 
     mode: Mode
-    keep_io: bool
     weights: tuple[RoundedTensor, ...]
     float32_weights: dict[str, str]
     float16_nodes: tuple[str, ...]
     float32_nodes: dict[str, str]
+    float32_io: dict[str, str]

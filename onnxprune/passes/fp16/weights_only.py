@@ -11,11 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.names import UniqueNames
-from onnxprune.graph.weights import constant_array, replace_weight_lazily
+from onnxprune.graph.weights import replace_weight_by_windows
 from onnxprune.passes.fp16.plan import Fp16Config, Fp16Plan, RoundedTensor
 from onnxprune.passes.fp16.rounding import is_skipped, round_weight
 
-__all__ = ["apply_weights_plan", "plan_weights"]
+__all__ = ["apply_weights_plan", "plan_weights", "store_as_float16"]
 
 # Smaller ones save less than the Cast node takes in the file.
 MIN_ELEMENTS = 128
@@ -39,11 +39,11 @@ def plan_weights(model: ir.Model, config: Fp16Config) -> Fp16Plan:
                 kept[name] = found
     return Fp16Plan(
         mode="weights",
-        keep_io=True,
         weights=tuple(rounded),
         float32_weights=kept,
         float16_nodes=(),
         float32_nodes={},
+        float32_io={},
     )
 
 
@@ -90,11 +90,4 @@ def apply_weights_plan(model: ir.Model, plan: Fp16Plan) -> None:
 
 def store_as_float16(value: ir.Value) -> None:
     """Make the float32 initializer `value` float16; converted whenever it is read, so memory does not grow."""
-    source = ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
-
-    def convert() -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-        array = constant_array(source)
-        return np.asarray(array, dtype=np.float16)
-
-    shape = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
-    replace_weight_lazily(value, shape, ir.DataType.FLOAT16, convert)
+    replace_weight_by_windows(value, lambda: lambda weights: weights.astype(np.float16), dtype=ir.DataType.FLOAT16)

@@ -8,7 +8,9 @@
 
 A criterion sees one table per place: row i holds what channel i owns there. `channel_scores` scores every table, makes
 the mean of each 1, and averages: a layer with large weights counts no more than one with small weights, neither within
-a group nor in a ranking over all groups.
+a group nor in a ranking over all groups. All places count: the filters, what reads them, biases and BatchNorm rows.
+On trained networks that ranked better than filters alone (ResNet-20 on CIFAR-10, 15 % of the channels by L1, global
+ranking: 48 % of the images right against 24 %, at fewer MACs removed).
 """
 
 from __future__ import annotations

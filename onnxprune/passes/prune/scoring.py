@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.weights import constant_array
-from onnxprune.ops.channels import Role
 from onnxprune.passes.prune.analysis import ChannelClasses, ChannelGroup, WeightSlices
 from onnxprune.passes.prune.criteria import Criterion, Rows, channel_scores
 
@@ -37,15 +36,9 @@ def score_groups(
         scores[group.classes[~alive]] = -np.inf
         if not alive.any():
             continue
-        tables = [_rows(classes, slices, alive, keeps) for slices in _telling(group)]
+        tables = [_rows(classes, slices, alive, keeps) for slices in group.slices]
         scores[group.classes[alive]] = channel_scores(tables, criterion, rng)
     return scores
-
-
-def _telling(group: ChannelGroup) -> list[WeightSlices]:
-    """The slices that say how important a channel is: filters and what reads them, not shifts and statistics."""
-    telling = [slices for slices in group.slices if slices.role is not Role.PARAMETER]
-    return telling or list(group.slices)
 
 
 def _rows(

@@ -126,7 +126,8 @@ def calibrate(
     ranges = {name: accumulator.range() for name, accumulator in accumulators.items()}
     return CalibratedRanges(
         ranges={name: found for name, found in ranges.items() if math.isfinite(found.low)},
-        num_samples=num_samples,
+        # The last batch of a model with a fixed batch size may repeat samples to be full.
+        num_samples=min(num_samples, source.num_samples),
         num_sweeps=len(sweeps),
     )
 

@@ -99,6 +99,7 @@ def fold_affine(model: ir.Model) -> int:
     """Every Mul, Div, Add or Sub by a per-channel constant right after a linear operator is part of it.
 
     1. `x * c`, `x / c`, `x + c`, `x - c` and `c - x`, where c holds one value or one for each channel.
+    2. The same after a BatchNormalization that could not be folded itself: part of its gamma and beta.
 
     Not done: before the operator (padding would see it), and where c makes the result larger than x.
 
@@ -109,7 +110,12 @@ def fold_affine(model: ir.Model) -> int:
     folded = 0
     for node in list(model.graph.all_nodes()):
         found = _affine_of_arithmetic(node)
-        if found is not None and _fold_backward(node, found[1], names, data_input=found[0]):
+        if found is None:
+            continue
+        position, affine = found
+        if _fold_backward(node, affine, names, data_input=position) or _fold_into_batchnorm(
+            node, affine, names, data_input=position
+        ):
             folded += 1
     return folded
 
@@ -272,6 +278,24 @@ def _fold_forward(node: ir.Node, affine: _Affine, names: UniqueNames) -> bool:
     shift = np.einsum("goip,gi->go", linear.weight, per_channel.shift.reshape(groups, -1)).reshape(-1)
     bias = linear.bias + shift
     return _replace(node, value, linear, _rounded(linear, weight, bias), names)
+
+
+def _fold_into_batchnorm(node: ir.Node, affine: _Affine, names: UniqueNames, *, data_input: int) -> bool:
+    """Use scale * (gamma * x + beta) + shift = (scale * gamma) * x + (scale * beta + shift)."""
+    value = node.inputs[data_input]
+    batchnorm = value.producer() if value is not None else None
+    if value is None or batchnorm is None or _affine_of_batchnorm(batchnorm) is None:
+        return False
+    gamma, beta = constant_input(batchnorm, 1), constant_input(batchnorm, 2)
+    if gamma is None or beta is None or only_consumer(value) is not node:
+        return False
+    per_channel = affine.for_channels(gamma.size)
+    if per_channel is None or not bypass(node, value):
+        return False
+    new_beta = beta.astype(np.float64) * per_channel.scale + per_channel.shift
+    set_constant(batchnorm, 1, (gamma.astype(np.float64) * per_channel.scale).astype(gamma.dtype), names, like="gamma")
+    set_constant(batchnorm, 2, new_beta.astype(beta.dtype), names, like="beta")
+    return True
 
 
 def _replace(

@@ -77,6 +77,6 @@ STAGES: tuple[Stage, ...] = (
     OwnStage(name="duplicates", rewrite=merge_duplicates),
     # The tools last: the smaller the graph they get, the faster they are, and what we did ourselves is exact and keeps
     # groups, names and module paths. onnxsim folds shape arithmetic, which onnxscript's rules then need not see.
-    ToolStage(name="onnxsim", function="onnxprune.passes.simplify.foreign_tools:run_onnxsim"),
-    ToolStage(name="onnxscript", function="onnxprune.passes.simplify.foreign_tools:run_onnxscript"),
+    ToolStage(name="onnxsim", function="onnxprune.passes.simplify_tools:run_onnxsim"),
+    ToolStage(name="onnxscript", function="onnxprune.passes.simplify_tools:run_onnxscript"),
 )

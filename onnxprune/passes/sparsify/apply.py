@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +13,16 @@ import onnx_ir as ir
 
 from onnxprune.contracts import CanonicalModel
 from onnxprune.errors import UsageError
-from onnxprune.graph.weights import constant_array, iter_windows, replace_weight, replace_weight_lazily
-from onnxprune.passes.sparsify.decide import WINDOW_BYTES, keys_of_site
-from onnxprune.passes.sparsify.patterns import Pattern, Unstructured, parse_pattern, unit_mask
+from onnxprune.graph.weights import (
+    StartEdit,
+    constant_array,
+    replace_weight,
+    replace_weight_by_windows,
+    replace_weight_lazily,
+)
+from onnxprune.passes.sparsify.patterns import Pattern, Unstructured, parse_pattern, unit_keys, unit_mask, window_keys
 from onnxprune.passes.sparsify.plan import SparsifyPlan, TensorPlan
-from onnxprune.passes.sparsify.select import choose
+from onnxprune.passes.sparsify.select import Chooser
 from onnxprune.passes.sparsify.sites import WeightSite, find_weights
 
 __all__ = ["MAX_COPIED_BYTES", "apply_plan"]
@@ -39,12 +46,15 @@ def apply_plan(model: CanonicalModel, plan: SparsifyPlan) -> tuple[WeightSite, .
     for site, tensor in zip(touched, plan.tensors, strict=True):
         if not tensor.changes_weights:
             continue
-        make = partial(_sparse_array, _detached(site), tensor, pattern)
-        copied_bytes += site.num_bytes
-        if copied_bytes <= MAX_COPIED_BYTES:
-            replace_weight(site.value, make())
+        if isinstance(pattern, Unstructured):
+            replace_weight_by_windows(site.value, _start_zeroing(tensor, site.dtype))
         else:
+            make = partial(_sparse_array, _detached(site), tensor, pattern)
             replace_weight_lazily(site.value, site.shape, site.dtype, make)
+        copied_bytes += site.num_bytes
+        sparse = constant_array(site.value) if copied_bytes <= MAX_COPIED_BYTES else None
+        if sparse is not None:
+            replace_weight(site.value, sparse, dtype=site.dtype)
     return touched
 
 
@@ -63,24 +73,31 @@ def _find(sites: dict[str, WeightSite], tensor: TensorPlan) -> WeightSite:
     return site
 
 
-def _sparse_array(source: WeightSite, plan: TensorPlan, pattern: Pattern) -> npt.NDArray[np.generic]:
-    """The weight with what `plan` chose set to +0.0; all other bits stay, those of negative zeros too."""
-    dtype = source.dtype.numpy()
-    # Multiplying the bit patterns by 0 or 1 is several times faster than any masked assignment of NumPy.
-    bits = _BITS[dtype.itemsize]
-    sparse = np.empty(source.shape, bits)
-    chosen = choose(keys_of_site(source, pattern), threshold=plan.threshold, ties=plan.ties)
-    if isinstance(pattern, Unstructured):
-        flat = sparse.reshape(-1)
-        windows = iter_windows(source.value, WINDOW_BYTES)
-        for window, is_zeroed in zip(windows, chosen, strict=True):
-            target = flat[window.start : window.start + window.array.size]
-            np.multiply(window.array.view(bits), ~is_zeroed, out=target)
-    else:
-        mask = unit_mask(pattern, np.concatenate(list(chosen)), source.shape, source.axes)
-        weight = constant_array(source.value)
-        np.multiply(np.ascontiguousarray(weight).view(bits), ~mask, out=sparse)
-    return sparse.view(dtype)
+def _start_zeroing(plan: TensorPlan, dtype: ir.DataType) -> StartEdit:
+    """Edits windows of single weights: what `plan` chose becomes +0.0, all other bits stay."""
+    bits = _BITS[dtype.numpy().itemsize]
+
+    def start() -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+        is_zeroed = Chooser(threshold=plan.threshold, ties=plan.ties)
+
+        def zero(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            # Multiplying the bit patterns by 0 or 1 is several times faster than any masked assignment of NumPy.
+            sparse: npt.NDArray[Any] = np.multiply(weights.view(bits), ~is_zeroed(window_keys(weights)))
+            return sparse.view(weights.dtype)
+
+        return zero
+
+    return start
+
+
+def _sparse_array(source: WeightSite, plan: TensorPlan, pattern: Pattern) -> npt.NDArray[Any]:
+    """The whole weight with the units that `plan` chose set to +0.0."""
+    weight = constant_array(source.value)
+    if weight is None:
+        raise ValueError(f"'{source.name}' is not constant.")
+    is_zeroed = Chooser(threshold=plan.threshold, ties=plan.ties)
+    mask = unit_mask(pattern, is_zeroed(unit_keys(pattern, weight, source.axes)), source.shape, source.axes)
+    return np.where(mask, weight.dtype.type(0), weight)
 
 
 def _detached(site: WeightSite) -> WeightSite:

@@ -1,10 +1,13 @@
 """The k smallest of many scores, exactly, without holding them in memory.
 
 A score is a non-negative float32; its bit pattern, read as an unsigned integer, orders like the score itself. The k-th
-smallest is found digit by digit (radix selection): one pass over all scores counts the upper 16 bits, a second one
-counts the lower 16 bits of those scores whose upper half is the one that the k-th lies in. Scores that are equal to the
-k-th are taken in index order, stream by stream, so that the choice is the same on every machine; and because the order
-does not depend on k, what is chosen for a smaller k is always part of what is chosen for a larger one.
+smallest is found digit by digit (radix selection): first a bracket of upper 16-bit digits that holds it, then, in one
+pass over all scores, how many lie below the bracket and how often each value inside it occurs. For many scores the
+bracket is guessed from a sample; where the guess was wrong, it is counted out.
+
+Scores that are equal to the k-th are taken in index order, stream by stream, so that the choice is the same on every
+machine; and because the order does not depend on k, what is chosen for a smaller k is always part of what is chosen for
+a larger one.
 """
 
 from __future__ import annotations
@@ -18,27 +21,34 @@ import numpy.typing as npt
 
 __all__ = [
     "INELIGIBLE",
+    "Chooser",
     "KeyStream",
     "Keys",
     "NonFiniteScoreError",
     "Selection",
     "StreamSelection",
-    "choose",
     "keys_of",
     "select_smallest",
 ]
 
 Keys: TypeAlias = npt.NDArray[np.uint32]
-KeyStream: TypeAlias = Callable[[], Iterator[Keys]]
-"""Called once for each pass; yields the keys of one tensor's units in index order, in windows of any size."""
+KeyStream: TypeAlias = Callable[[int], Iterator[Keys]]
+"""Called once for each pass; yields the keys of one tensor's units in index order, in windows of any size.
+
+With 1 it yields all, with n it may yield only one in n, spread over the tensor.
+"""
 
 INELIGIBLE = np.uint32(0xFFFFFFFF)
 """The key of a unit that must not be chosen; above the key of every float32."""
 
 _SIGN_CLEARED = np.uint32(0x7FFFFFFF)
 _FIRST_NON_FINITE_DIGIT = 0x7F80  # exponent all ones: infinities and NaN
-_DIGIT_COUNT = 1 << 16
-_LOW_DIGIT = np.uint32(0xFFFF)
+_FIRST_NON_FINITE_KEY = np.uint32(_FIRST_NON_FINITE_DIGIT << 16)
+_DIGIT_BITS = 16
+_DIGIT_COUNT = 1 << _DIGIT_BITS
+# A sampled rank is off by far less than this share of all units unless the weights are sorted in some way.
+_SAMPLE_MARGIN = 0.005
+_MAX_BRACKET_DIGITS = 32
 
 
 class NonFiniteScoreError(ValueError):
@@ -81,109 +91,140 @@ def keys_of(scores: npt.NDArray[np.float32]) -> Keys:
     return np.bitwise_and(np.ascontiguousarray(scores).view(np.uint32), _SIGN_CLEARED)
 
 
-def select_smallest(streams: Sequence[KeyStream], count: Callable[[int], int]) -> Selection:
-    """Choose the smallest scores of all streams together.
+def select_smallest(streams: Sequence[KeyStream], ratio: float, *, sampled_share: int = 1) -> Selection:
+    """Choose `round(ratio * units)` units, those of the smallest scores of all streams together.
 
     Args:
-        streams: Read twice, in order.
-        count: From the number of units in all streams (eligible or not) to how many to choose; more than are eligible
-            means all that are eligible.
+        streams: Read two or three times, in order.
+        ratio: In [0, 1]. Ineligible units count as units; more than are eligible means all that are eligible.
+        sampled_share: The bracket is guessed from one in this many units.
 
     Raises:
         NonFiniteScoreError: A score is NaN or infinite.
     """
-    counts = [_count(index, stream) for index, stream in enumerate(streams)]
-    digits = np.zeros(_DIGIT_COUNT, np.int64)
-    for stream_counts in counts:
-        digits[stream_counts.digits] += stream_counts.occurrences
-    num_eligible = int(digits.sum())
-    wanted = min(count(sum(stream_counts.units for stream_counts in counts)), num_eligible)
+    bracket = _bracket(streams, ratio, share=sampled_share)
+    counts = [_count(index, stream, bracket) for index, stream in enumerate(streams)]
+    wanted = min(round(ratio * sum(c.units for c in counts)), sum(c.eligible for c in counts))
     if wanted <= 0:
-        nothing = (_selection(stream_counts, ties=0, chosen=0) for stream_counts in counts)
+        nothing = (_selection(c, ties=0, chosen=0) for c in counts)
         return Selection(threshold=0.0, streams=tuple(nothing))
-    high, wanted_in_high = _digit_of(wanted, digits)
+    below = sum(c.below for c in counts)
+    if sampled_share > 1 and not below < wanted <= below + sum(int(c.occurrences.sum()) for c in counts):
+        return select_smallest(streams, ratio)
 
-    insides = [_count_inside(stream, high) for stream in streams]
-    low_digits = np.zeros(_DIGIT_COUNT, np.int64)
-    for inside in insides:
-        low_digits[inside.digits] += inside.occurrences
-    low, ties_left = _digit_of(wanted_in_high, low_digits)
-
+    inside = np.zeros(bracket.num_keys, np.int64)
+    for c in counts:
+        inside[c.offsets] += c.occurrences
+    cumulated = np.cumsum(inside)
+    offset = int(np.searchsorted(cumulated, wanted - below))
+    ties_left = wanted - below - int(cumulated[offset] - inside[offset])
     selections = []
-    for stream_counts, inside in zip(counts, insides, strict=True):
-        below_high = int(stream_counts.occurrences[stream_counts.digits < high].sum())
-        below = below_high + int(inside.occurrences[inside.digits < low].sum())
-        ties = min(int(inside.occurrences[inside.digits == low].sum()), ties_left)
+    for c in counts:
+        own_below = c.below + int(c.occurrences[c.offsets < offset].sum())
+        ties = min(int(c.occurrences[c.offsets == offset].sum()), ties_left)
         ties_left -= ties
-        selections.append(_selection(stream_counts, ties=ties, chosen=below + ties))
-    threshold = np.array([(high << 16) | low], np.uint32).view(np.float32)[0]
+        selections.append(_selection(c, ties=ties, chosen=own_below + ties))
+    threshold = np.array([bracket.first_key + offset], np.uint32).view(np.float32)[0]
     return Selection(threshold=float(threshold), streams=tuple(selections))
 
 
-def choose(windows: Iterator[Keys], *, threshold: float, ties: int) -> Iterator[npt.NDArray[np.bool_]]:
-    """Which units `select_smallest` chose in one stream: one boolean for each key, window by window."""
-    limit = np.array([threshold], np.float32).view(np.uint32)[0]
-    for keys in windows:
-        chosen = keys < limit
-        if ties:
-            equal = np.flatnonzero(keys == limit)[:ties]
+class Chooser:
+    """Says again which units of one stream `select_smallest` chose; call it once for each window, in order."""
+
+    def __init__(self, *, threshold: float, ties: int) -> None:
+        self._limit = np.array([threshold], np.float32).view(np.uint32)[0]
+        self._ties_left = ties
+
+    def __call__(self, keys: Keys) -> npt.NDArray[np.bool_]:
+        """One boolean for each key."""
+        chosen: npt.NDArray[np.bool_] = keys < self._limit
+        if self._ties_left:
+            equal = np.flatnonzero(keys == self._limit)[: self._ties_left]
             chosen[equal] = True
-            ties -= len(equal)
-        yield chosen
+            self._ties_left -= len(equal)
+        return chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _DigitCounts:
-    """How often each digit occurs in one stream.
+class _Bracket:
+    """Upper digits `first` to `last`."""
 
-    Sparse, because weights use a few hundred of the 65,536 digits, and there may be thousands of streams.
-    """
+    first: int
+    last: int
 
-    digits: npt.NDArray[np.intp]
-    occurrences: npt.NDArray[np.int64]
-    units: int
-    zeros: int
+    @property
+    def first_key(self) -> int:
+        return self.first << _DIGIT_BITS
+
+    @property
+    def num_keys(self) -> int:
+        return (self.last - self.first + 1) << _DIGIT_BITS
 
 
-def _count(index: int, stream: KeyStream) -> _DigitCounts:
-    """Upper digits of the eligible keys."""
+def _bracket(streams: Sequence[KeyStream], ratio: float, *, share: int) -> _Bracket:
+    """The digits around the wanted score, by the units that the streams yield for `share`; one digit for 1."""
     counts = np.zeros(_DIGIT_COUNT, np.int64)
-    zeros = 0
-    for keys in stream():
-        counts += np.bincount(_high_digit(keys), minlength=_DIGIT_COUNT)
-        zeros += keys.size - int(np.count_nonzero(keys))
+    for stream in streams:
+        for keys in stream(share):
+            counts += np.bincount((keys >> np.uint32(_DIGIT_BITS)).astype(np.intp), minlength=_DIGIT_COUNT)
     units = int(counts.sum())
     counts[-1] = 0  # the digit that only ineligible units have
-    if counts[_FIRST_NON_FINITE_DIGIT:].any():
-        raise NonFiniteScoreError(index)
-    digits = np.flatnonzero(counts)
-    return _DigitCounts(digits=digits, occurrences=counts[digits], units=units, zeros=zeros)
-
-
-def _count_inside(stream: KeyStream, high: int) -> _DigitCounts:
-    """Lower digits of the keys whose upper digit is `high`."""
-    counts = np.zeros(_DIGIT_COUNT, np.int64)
-    first, last = np.uint32(high << 16), np.uint32((high << 16) | _LOW_DIGIT)
-    for keys in stream():
-        inside = keys[(keys >= first) & (keys <= last)]
-        if inside.size:
-            counts += np.bincount((inside & _LOW_DIGIT).astype(np.intp), minlength=_DIGIT_COUNT)
-    digits = np.flatnonzero(counts)
-    return _DigitCounts(digits=digits, occurrences=counts[digits], units=int(counts.sum()), zeros=0)
-
-
-def _digit_of(wanted: int, counts: npt.NDArray[np.int64]) -> tuple[int, int]:
-    """The digit that the `wanted`-th smallest has, and its position (from 1) among those with that digit."""
     cumulated = np.cumsum(counts)
-    digit = int(np.searchsorted(cumulated, wanted))
-    return digit, wanted - int(cumulated[digit] - counts[digit])
+    rank = min(round(ratio * units), int(cumulated[-1]))
+    margin = _SAMPLE_MARGIN * units if share > 1 else 0
+    first = int(np.searchsorted(cumulated, max(rank - margin, 1)))
+    last = int(np.searchsorted(cumulated, min(max(rank + margin, 1), cumulated[-1])))
+    first = min(first, _FIRST_NON_FINITE_DIGIT)
+    return _Bracket(first=first, last=min(max(first, last), first + _MAX_BRACKET_DIGITS - 1, _FIRST_NON_FINITE_DIGIT))
 
 
-def _selection(counts: _DigitCounts, *, ties: int, chosen: int) -> StreamSelection:
-    return StreamSelection(
-        ties=ties, chosen=chosen, units=counts.units, eligible=int(counts.occurrences.sum()), zeros=counts.zeros
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counts:
+    """One stream against a bracket: how many keys are below it, and how often each key inside occurs.
+
+    `offsets` are keys relative to the bracket's first; those that do not occur are left out, because there may be
+    thousands of streams.
+    """
+
+    units: int
+    eligible: int
+    zeros: int
+    below: int
+    offsets: npt.NDArray[np.intp]
+    occurrences: npt.NDArray[np.int64]
+
+
+def _count(index: int, stream: KeyStream, bracket: _Bracket) -> _Counts:
+    inside_counts = np.zeros(bracket.num_keys, np.int64)
+    first, end = np.uint32(bracket.first_key), np.uint32(bracket.first_key + bracket.num_keys)
+    units = ineligible = zeros = below = 0
+    for keys in stream(1):
+        units += keys.size
+        zeros += keys.size - int(np.count_nonzero(keys))
+        not_finite = keys >= _FIRST_NON_FINITE_KEY
+        if not_finite.any():
+            if (keys[not_finite] != INELIGIBLE).any():
+                raise NonFiniteScoreError(index)
+            ineligible += int(np.count_nonzero(not_finite))
+        is_below = keys < first
+        below += int(np.count_nonzero(is_below))
+        inside = keys[(keys < end) & ~is_below]
+        # Few keys are sorted faster than they are counted over the whole bracket; many (all zeros, say) are not.
+        if inside.size > bracket.num_keys // 8:
+            inside_counts += np.bincount((inside - first).astype(np.intp), minlength=bracket.num_keys)
+        elif inside.size:
+            occurring, occurrences = np.unique(inside - first, return_counts=True)
+            inside_counts[occurring] += occurrences
+    offsets = np.flatnonzero(inside_counts)
+    return _Counts(
+        units=units,
+        eligible=units - ineligible,
+        zeros=zeros,
+        below=below,
+        offsets=offsets,
+        occurrences=inside_counts[offsets],
     )
 
 
-def _high_digit(keys: Keys) -> npt.NDArray[np.intp]:
-    return (keys >> np.uint32(16)).astype(np.intp)
+def _selection(counts: _Counts, *, ties: int, chosen: int) -> StreamSelection:
+    return StreamSelection(ties=ties, chosen=chosen, units=counts.units, eligible=counts.eligible, zeros=counts.zeros)

@@ -52,7 +52,7 @@ def test_npy_file_holds_one_array_without_a_name(tmp_path: Path) -> None:
 
 
 def test_one_sample_is_in_memory_at_a_time(tmp_path: Path) -> None:
-    sample_bytes = 1 << 20
+    sample_bytes = 1 << 17
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros((64, sample_bytes), np.uint8))
     tracemalloc.start()
     for row in open_array_file(tmp_path / "a.npz").rows(["x"], range(64)):
@@ -60,7 +60,7 @@ def test_one_sample_is_in_memory_at_a_time(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # The row, the one before, and buffers of the decompressor; the whole array would be 64.
-    assert peak < 8 * sample_bytes
+    assert peak < 12 * sample_bytes
 
 
 def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_archive_that_unpacks_to_far_more_than_its_size_is_refused(
 ) -> None:
     monkeypatch.setattr(arrays, "BOMB_BYTES", 1 << 20)
     np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((4, 1 << 20), np.uint8))
-    with pytest.raises(BadDataError, match="unpacks from .* to .* bytes, which no real data do"):
+    with pytest.raises(BadDataError, match=r"unpacks from .* to .* bytes, which no real data do"):
         open_array_file(tmp_path / "bomb.npz")
     rng = np.random.default_rng(0)
     np.savez_compressed(tmp_path / "real.npz", x=rng.integers(0, 256, (2, 1 << 20), np.uint8))
@@ -147,8 +147,40 @@ def test_one_sample_of_more_than_a_gigabyte_is_refused_before_it_is_read(tmp_pat
 
 
 def test_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", npy_bytes(np.zeros(2)))
-        archive.writestr("x.npy", npy_bytes(np.ones(2)))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("x.npy", npy_bytes(np.ones(2)))
     with pytest.raises(BadDataError, match="is there twice"):
+        open_array_file(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("kind", ["stored", "deflated", "npy"])
+def test_files_with_random_damage_are_read_or_refused_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    values = np.arange(40, dtype=np.float32).reshape(10, 4)
+    buffer = io.BytesIO()
+    {"stored": np.savez, "deflated": np.savez_compressed, "npy": np.save}[kind](buffer, values)
+    path = tmp_path / ("a.npy" if kind == "npy" else "a.npz")
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        content = bytearray(buffer.getvalue())
+        for position in rng.integers(0, len(content), rng.integers(1, 6)):
+            content[position] = rng.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            file = open_array_file(path)
+            name = next(iter(file.arrays))
+            list(file.rows([name], range(file.arrays[name].shape[0])))
+        except BadDataError:
+            refused += 1
+    assert refused > 50
+
+
+def test_packed_in_a_way_that_zip_readers_do_not_know_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.zeros(3))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 0x20  # "compressed patched data"
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(BadDataError, match="compressed patched data"):
         open_array_file(tmp_path / "a.npz")

@@ -24,9 +24,7 @@ def save_picture(path: Path, level: int) -> None:
 
 
 def opened(path: Path, spec: TensorSpec = IMAGE, *, batch_size: int = 1, limit: int | None = None) -> LabelledSource:
-    return open_labelled(
-        str(path), inputs=[spec], preprocess=Preprocess(scale=1.0), batch_size=batch_size, limit=limit
-    )
+    return open_labelled(str(path), inputs=[spec], preprocess=Preprocess(scale=1.0), batch_size=batch_size, limit=limit)
 
 
 def pairs(source: LabelledSource) -> list[tuple[int, int]]:
@@ -60,6 +58,15 @@ def test_folder_of_images_finds_the_table_above_it(tmp_path: Path) -> None:
     save_picture(tmp_path / "images" / "a.png", 1)
     write_table(tmp_path, "file,class_index\na.png,5\n")
     assert pairs(opened(tmp_path / "images")) == [(1, 5)]
+
+
+def test_table_above_that_is_about_other_files_does_not_hide_class_folders(tmp_path: Path) -> None:
+    save_picture(tmp_path / "set" / "ant" / "a.png", 1)
+    save_picture(tmp_path / "set" / "bee" / "b.png", 2)
+    write_table(tmp_path, "file,class_index\nother.png,5\n")
+    assert pairs(opened(tmp_path / "set")) == [(1, 0), (2, 1)]
+    write_table(tmp_path, "file,class_index\nbee/b.png,5\n")
+    assert pairs(opened(tmp_path / "set")) == [(2, 5)]
 
 
 def test_other_column_names_and_class_names_are_read(tmp_path: Path) -> None:

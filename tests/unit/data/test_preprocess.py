@@ -45,7 +45,7 @@ class BadSetting:
 
 BAD_SETTINGS = [
     BadSetting("unknown key", {"rezise": 3}, "Extra inputs are not permitted"),
-    BadSetting("resize and letterbox", {"resize": 8, "letterbox": [8, 8]}, "'resize' and 'letterbox' exclude each other"),
+    BadSetting("two resizes", {"resize": 8, "letterbox": [8, 8]}, "'resize' and 'letterbox' exclude each other"),
     BadSetting("letterbox and crop", {"letterbox": [8, 8], "center_crop": 4}, "'center_crop' would cut the frame"),
     BadSetting("fill without letterbox", {"fill": 0}, "'fill' is the frame of 'letterbox'"),
     BadSetting("std of zero", {"std": [1, 0, 1]}, "'std' must not hold 0"),
@@ -170,9 +170,7 @@ def torchvision_classic(image: Image.Image) -> npt.NDArray[np.float32]:
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (256, 256), (90, 131)])
 def test_short_side_256_and_crop_224_give_the_bits_of_torchvision(height: int, width: int) -> None:
     image = photo(height, width)
-    found = prepared(
-        image, spec(1, 3, 224, 224), resize=256, center_crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    found = prepared(image, spec(1, 3, 224, 224), resize=256, center_crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     np.testing.assert_array_equal(found, torchvision_classic(image))
 
 

@@ -125,14 +125,15 @@ def test_file_that_fails_on_import_names_file_and_line(tmp_path: Path, text: str
 def test_failing_call_names_the_line_of_the_users_code(tmp_path: Path) -> None:
     path = write(tmp_path, "score.py", "import json\n\ndef f(x):\n    return json.loads(x)\n")
     function = load_callable(f"{path}:f", what="Evaluator")
-    with pytest.raises(PluginError, match=r"Evaluator 'score\.py:f' failed at .*score\.py:4: JSONDecodeError") as caught:
+    with pytest.raises(PluginError, match=r"'score\.py:f' failed at .*score\.py:4: JSONDecodeError") as caught:
         call_user_code(function, "{", spec="score.py:f", what="Evaluator")
     assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_error_while_iterating_names_the_line_and_what_came_before_stays(tmp_path: Path) -> None:
     path = write(tmp_path, "data.py", "def f():\n    yield 1\n    yield 1 // 0\n")
-    items = iterate_user_code(load_callable(f"{path}:f", what="Data function")(), spec="data.py:f", what="Data function")
+    function = load_callable(f"{path}:f", what="Data function")
+    items = iterate_user_code(function(), spec="data.py:f", what="Data function")
     assert next(items) == 1
     with pytest.raises(PluginError, match=r"data\.py:3: ZeroDivisionError"):
         next(items)

@@ -217,7 +217,7 @@ def test_our_own_errors_are_bugs_and_show_their_traceback(model):
 def test_a_third_partys_broken_contract_is_a_plug_in_error(model):
     theirs = variant(apply=apply_that_renames_an_output)
     theirs.__module__ = "acme.passes"
-    with pytest.raises(PluginError, match="author of 'acme.passes'"):
+    with pytest.raises(PluginError, match=r"author of 'acme\.passes'"):
         run(theirs(ScaleConfig()), model)
 
 

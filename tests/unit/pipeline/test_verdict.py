@@ -32,12 +32,23 @@ def test_a_larger_artifact_is_said_to_be_larger() -> None:
 
 
 def test_an_artifact_that_is_slower_beyond_noise_is_said_to_be_slower() -> None:
-    (text,) = warnings(Measurements(target="onnx", size_bytes=2000, latency=latency(0.5, 0.4, 0.8)))
+    (text,) = warnings(
+        Measurements(target="onnx", size_bytes=2000, latency=latency(0.5, 0.4, 0.8), latency_on_target=True)
+    )
     assert "2.00x its latency (95 % interval 1.25 to 2.50)" in text
 
 
 def test_a_ratio_whose_interval_holds_one_is_not_called_slower() -> None:
-    assert warnings(Measurements(target="onnx", size_bytes=2000, latency=latency(0.98, 0.95, 1.02))) == ()
+    assert (
+        warnings(
+            Measurements(target="onnx", size_bytes=2000, latency=latency(0.98, 0.95, 1.02), latency_on_target=True)
+        )
+        == ()
+    )
+
+
+def test_a_time_taken_on_another_machine_is_no_verdict() -> None:
+    assert warnings(Measurements(target="onnx", size_bytes=2000, latency=latency(0.5, 0.4, 0.8))) == ()
 
 
 def test_zeros_are_not_sold_as_savings() -> None:

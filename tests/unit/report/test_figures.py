@@ -9,7 +9,15 @@ from onnxprune.report.figures import bytes_text, change_text, count_text, factor
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0"), (999, "999"), (1000, "1 k"), (1_234_567, "1.23 M"), (999_600, "1000 k"), (4.1e9, "4.1 G"), (2e12, "2 T")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1 k"),
+        (1_234_567, "1.23 M"),
+        (999_600, "1000 k"),
+        (4.1e9, "4.1 G"),
+        (2e12, "2 T"),
+    ],
 )
 def test_counts_keep_three_digits(count: float, text: str) -> None:
     assert count_text(count) == text
@@ -33,6 +41,8 @@ def test_factors_say_which_way(before: float, after: float, text: str) -> None:
     assert factor_text(before, after, better="smaller", worse="larger") == text
 
 
-@pytest.mark.parametrize(("before", "after", "text"), [(100, 51, "-49.0 %"), (100, 103, "+3.0 %"), (7, 7, "same"), (0, 1, "")])
+@pytest.mark.parametrize(
+    ("before", "after", "text"), [(100, 51, "-49.0 %"), (100, 103, "+3.0 %"), (7, 7, "same"), (0, 1, "")]
+)
 def test_changes_are_signed_percentages(before: float, after: float, text: str) -> None:
     assert change_text(before, after) == text

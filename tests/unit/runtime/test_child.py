@@ -116,7 +116,7 @@ def test_child_dies_with_its_parent(tmp_path: Path) -> None:
 
 
 def test_child_that_leaves_without_an_answer_is_a_failure(tmp_path: Path) -> None:
-    with pytest.raises(ChildFailure, match="^ended with code 7"):
+    with pytest.raises(ChildFailure, match=r"^ended with code 7"):
         call("leave", tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_foreign_exception_is_a_failure_with_its_last_line(tmp_path: Path) -> No
 
 
 def test_refusal_of_the_operating_system_is_a_failure_with_its_text(tmp_path: Path) -> None:
-    with pytest.raises(ChildFailure, match="failed: .*No such file or directory"):
+    with pytest.raises(ChildFailure, match=r"failed: .*No such file or directory"):
         call("raise_os_error", tmp_path)
 
 

@@ -146,6 +146,6 @@ def test_working_feeds_say_why_when_no_size_runs() -> None:
             raise ModelError(f"no {feeds['x'].shape[1]}")
 
     runner = Picky()
-    with pytest.raises(ModelError, match="^no 64$"):
+    with pytest.raises(ModelError, match=r"^no 64$"):
         working_feeds(runner, seed=0)
     assert runner.tried == [64, 224, 32, 256, 16, 8, 320, 640, 1]

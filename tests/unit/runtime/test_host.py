@@ -36,7 +36,10 @@ def test_unreadable_flags_are_said_to_be_unknown_and_none_is_assumed() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n", {"fpu", "avx2", "avx_vnni"}),
+        (
+            "processor\t: 0\nflags\t\t: fpu avx2 avx_vnni\n\nprocessor\t: 1\nflags\t\t: fpu\n",
+            {"fpu", "avx2", "avx_vnni"},
+        ),
         ("processor\t: 0\nFeatures\t: fp asimd asimddp\n", {"fp", "asimd", "asimddp"}),
         ("processor\t: 0\n", None),
     ],

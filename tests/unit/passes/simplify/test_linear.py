@@ -74,7 +74,9 @@ AFTER = [
     ),
     Case(
         "grouped transposed conv",
-        "g (float[1,4,6,6] x) => (float[1,6,8,8] y) { c = ConvTranspose<group=2>(x, w, b)  y = " + BN.format("c") + " }",
+        "g (float[1,4,6,6] x) => (float[1,6,8,8] y) { c = ConvTranspose<group=2>(x, w, b)  y = "
+        + BN.format("c")
+        + " }",
         {"w": normal(4, 3, 3, 3), "b": normal(6)},
         6,
         ["ConvTranspose"],
@@ -236,6 +238,14 @@ def test_other_arithmetic_stays(make_model, simplified, op_types, name):
         {"w": normal(8, 4, 3, 3), "b": normal(8), "k": normal(*shape, seed=4) + 3},
     )
     assert len(op_types(simplified(model, "affine"))) == 2
+
+
+def test_arithmetic_after_a_batchnorm_that_stays_becomes_part_of_its_parameters(make_model, simplified, op_types):
+    model = make_model(
+        "g (float[1,8,4,4] x) => (float[1,8,4,4] y) { n = " + BN.format("x") + "  m = Mul(n, k)  y = Sub(s, m) }",
+        {**batchnorm(8), "k": normal(8, 1, 1), "s": normal(1, 8, 1, 1)},
+    )
+    assert op_types(simplified(model, "affine")) == ["BatchNormalization"]
 
 
 def test_matmul_and_add_become_a_gemm_that_keeps_name_and_module_path(make_model, simplified, op_types):

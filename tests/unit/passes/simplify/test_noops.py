@@ -48,7 +48,9 @@ STAYS = {
 @pytest.mark.parametrize("name", GONE)
 def test_what_does_nothing_is_gone(make_model, simplified, op_types, name):
     expression, constants = GONE[name]
-    model = make_model(f"g (float[1,4,6] x) => (float[1,4,6] y) {{ r = Exp(x)  d = {expression}  y = Tanh(d) }}", constants)
+    model = make_model(
+        f"g (float[1,4,6] x) => (float[1,4,6] y) {{ r = Exp(x)  d = {expression}  y = Tanh(d) }}", constants
+    )
     assert op_types(simplified(model, "no-ops")) == ["Exp", "Tanh"]
 
 

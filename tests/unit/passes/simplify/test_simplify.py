@@ -96,7 +96,7 @@ def test_stages_that_are_skipped_do_not_run(backbone, simplified, op_types):
 
 
 def test_an_unknown_stage_is_refused_with_the_known_ones():
-    with pytest.raises(ValidationError, match="unknown stage 'onnxsin'. Did you mean 'onnxsim'"):
+    with pytest.raises(ValidationError, match=r"unknown stage 'onnxsin'\. Did you mean 'onnxsim'"):
         SimplifyConfig(skip_stages=("onnxsin",))
 
 
@@ -147,11 +147,11 @@ def tool_stage(name, run):
 
 def test_a_tool_that_dies_costs_its_stage_and_not_the_run(backbone, monkeypatch):
     def die(model):
-        raise ForeignToolError("it was killed by signal 11")
+        raise ForeignToolError("dying", "died of signal SIGSEGV")
 
     outcome = run_only(with_stages(monkeypatch, tool_stage("dying", die)), backbone)
     assert outcome.state.model is backbone
-    assert "killed by signal 11" in outcome.report.notes[0]
+    assert "died of signal SIGSEGV" in outcome.report.notes[0]
 
 
 def test_a_tool_that_folds_quantized_weights_is_rolled_back(make_model, monkeypatch):
@@ -187,9 +187,7 @@ def test_a_tool_that_makes_nothing_smaller_is_not_heeded(backbone, monkeypatch):
 
 
 def test_a_tool_that_fixes_the_batch_size_is_found_out(make_model, monkeypatch):
-    model = make_model(
-        "g (float[N,4] x) => (float[N,4] y) { r = Relu(x)  s = Shape(r)  y = Reshape(r, s) }", {}
-    )
+    model = make_model("g (float[N,4] x) => (float[N,4] y) { r = Relu(x)  s = Shape(r)  y = Reshape(r, s) }", {})
 
     def fix(copy):
         shape = next(node for node in copy.graph if node.op_type == "Shape")
@@ -207,7 +205,7 @@ def test_a_tool_that_fixes_the_batch_size_is_found_out(make_model, monkeypatch):
 
 def test_a_model_that_can_not_be_run_gets_our_own_stages_only_and_a_note(make_model):
     model = make_model(
-        """g (float[1,4] x) => (float[1,4] y) {
+        """g (float[1,4] x) => (float[1,4] y) <float[1,4] b> {
             a = Mul(x, one)  b = com.microsoft.NoSuchOperator(a)  c = Mul(b, one)  y = Relu(c)
         }""",
         {"one": np.ones(1, np.float32)},

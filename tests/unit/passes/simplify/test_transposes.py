@@ -21,9 +21,7 @@ def test_two_inverse_ones_are_gone(make_model, simplified, op_types):
 
 
 def test_two_others_become_one(make_model, simplified, op_types):
-    model = make_model(
-        f"g (float[1,3,4,5] x) => (float[1,5,3,4] y) {{ a = {TO_NHWC}(x)  y = {TO_NHWC}(a) }}", {}
-    )
+    model = make_model(f"g (float[1,3,4,5] x) => (float[1,5,3,4] y) {{ a = {TO_NHWC}(x)  y = {TO_NHWC}(a) }}", {})
     outcome = simplified(model, "transposes")
     assert op_types(outcome) == ["Transpose"]
     assert tuple(outcome.state.model.graph[0].attributes["perm"].as_ints()) == (0, 3, 1, 2)

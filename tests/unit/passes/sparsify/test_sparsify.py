@@ -380,9 +380,7 @@ def test_the_report_counts_and_says_that_zeros_alone_save_nothing(two_convs, run
 
 
 def test_a_tensor_of_which_nothing_is_left_is_pointed_out(make_model, run_verified):
-    model = make_model(
-        TWO_CONVS, {"w1": normal(8, 6, 3, 3), "b1": normal(8), "w2": normal(5, 8, 1, 1) * 1e-6}
-    )
+    model = make_model(TWO_CONVS, {"w1": normal(8, 6, 3, 3), "b1": normal(8), "w2": normal(5, 8, 1, 1) * 1e-6})
     report = run_verified(sparsify(sparsity=0.5), model).report
     assert any(note.startswith("Nothing is left of 'w2'") for note in report.notes)
 

@@ -173,11 +173,9 @@ def test_shared_weight_is_stored_once_and_shared_bias_once_for_each_input_scale(
     spelled = spelled_net("x86", model)
 
     types = sorted(
-        str(value.dtype)
-        for value in spelled.graph.initializers.values()
-        if (value.name or "").endswith("_quantized")
-        or "_quantized_1" in (value.name or "")
-        and "scale" not in (value.name or "")
+        value.dtype.name
+        for value in {node.inputs[0] for node in spelled.graph if node.op_type == "DequantizeLinear"}
+        if value is not None and value.dtype is not None and value.const_value is not None
     )
     assert types == ["INT32", "INT32", "INT8"]
     feeds = SOURCE.batches[0]

@@ -1,6 +1,7 @@
 """What runs in the child process of a foreign graph tool; called by `graph.foreign.run_foreign_tool` only.
 
-Both tools are told to leave large folded constants and quantization alone; `stages.py` checks that they did.
+This file stands outside of `simplify/` so that the child imports nothing but the tool.
+Both tools are told to leave large folded constants and quantization alone; `simplify/driver.py` checks that they did.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ def run_onnxsim(model: onnx.ModelProto, *, max_folded_bytes: int) -> onnx.ModelP
     """The model after onnxsim's optimizers and constant folding; its own random check is off (ours counts)."""
     import onnxsim
 
-    simplified, _ = onnxsim.simplify(
+    simplified: onnx.ModelProto = onnxsim.simplify(
         model, check_n=0, tensor_size_threshold=f"{max_folded_bytes}B", include_subgraph=True
-    )
+    )[0]
     return simplified
 
 
@@ -34,5 +35,5 @@ def run_onnxscript(model: onnx.ModelProto, *, max_folded_bytes: int) -> onnx.Mod
         should_fold=lambda node: False if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None,
         inline=False,
     )
-    rewritten = rewriter.rewrite(graph_model)
+    rewritten: ir.Model = rewriter.rewrite(graph_model)
     return ir.to_proto(rewritten)
