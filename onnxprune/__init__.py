@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxprune.api import apply, build, convert, load, run, save
+    from onnxprune.api import apply, build, convert_model, load, run, save
     from onnxprune.contracts import ModelState, RunReport
     from onnxprune.errors import OnnxPruneError
 
@@ -25,7 +25,7 @@ _PUBLIC = {
     "RunReport": "onnxprune.contracts",
     "apply": "onnxprune.api",
     "build": "onnxprune.api",
-    "convert": "onnxprune.api",
+    "convert_model": "onnxprune.api",
     "load": "onnxprune.api",
     "run": "onnxprune.api",
     "save": "onnxprune.api",
@@ -37,7 +37,7 @@ __all__ = [
     "__version__",
     "apply",
     "build",
-    "convert",
+    "convert_model",
     "load",
     "run",
     "save",

@@ -36,7 +36,7 @@ from onnxprune.plugins import find_pass, find_target
 from onnxprune.recipe import Recipe, decode_recipe, overlay, read_recipe_file
 from onnxprune.report.json import to_json_text
 
-__all__ = ["Job", "apply", "build", "convert", "dry_run_job", "load", "prepare_job", "run", "run_job", "save"]
+__all__ = ["Job", "apply", "build", "convert_model", "dry_run_job", "load", "prepare_job", "run", "run_job", "save"]
 
 REPORT_NAME = "report.json"
 
@@ -155,14 +155,14 @@ def dry_run_job(job: Job) -> DryRun:
     return dry_run(job.request, job.recipe, job.options)
 
 
-def convert(source: object, *, request: SourceRequest | None = None) -> ConvertedModel:
+def convert_model(source: object, *, request: SourceRequest | None = None) -> ConvertedModel:
     """The canonical model of any supported source, and the report about the conversion."""
     return open_source(_request(source, request))
 
 
 def load(source: object, *, request: SourceRequest | None = None) -> ModelState:
     """What `apply` and `build` work on."""
-    return ModelState(model=convert(source, request=request).model)
+    return ModelState(model=convert_model(source, request=request).model)
 
 
 def apply(

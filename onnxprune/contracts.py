@@ -470,7 +470,10 @@ class LatencyRatio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadFigures:
-    """Loading in a fresh process. Peak RSS counts the whole process, `baseline_rss_bytes` the runtime alone."""
+    """Loading and running once in a fresh process; `load_time_ms` is the loading alone.
+
+    Peak RSS counts the whole process, `baseline_rss_bytes` the process before: Python, NumPy and the runtime.
+    """
 
     load_time_ms: float
     peak_rss_bytes: int

@@ -45,7 +45,7 @@ def convert(
     if Path(source).exists() and out.exists() and out.samefile(source):
         raise UsageError(f"The output '{out}' is the source itself.", "Choose another name with --out.")
     progress.note(f"Reading {source}")
-    converted = api.convert(
+    converted = api.convert_model(
         source,
         request=request_from(
             source=source,

@@ -40,7 +40,7 @@ def inspect(
     from onnxprune.report.json import to_json_text
 
     make_progress(verbosity=-1 if quiet else verbose)
-    converted = api.convert(
+    converted = api.convert_model(
         source,
         request=request_from(
             source=source,

@@ -58,7 +58,7 @@ def profile(
         custom_op_libraries=custom_op_libraries,
     )
     is_artifact = Path(source).suffix in (".ort", ".onnx")
-    model = Path(source) if is_artifact else api.convert(source, request=request).model
+    model = Path(source) if is_artifact else api.convert_model(source, request=request).model
     result = profile_model(
         model,
         shapes={name: tuple(dim for dim in shape if isinstance(dim, int)) for name, shape in request.shapes.items()},

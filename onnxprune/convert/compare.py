@@ -127,7 +127,7 @@ def _compare(result: Runner, conversion: ForeignConversion, request: SourceReque
         raise ModelError(
             f"'{source_name}' and its conversion differ on the same inputs: {', '.join(failing[:5])}; "
             f"allowed is {allowed:g}.{reason}",
-            "Report it with the model, or allow more with --tolerance if the difference is known and harmless.",
+            "Report it with the model, or raise the tolerance if the difference is known and harmless.",
         )
     return Comparison(
         difference=functools.reduce(_worse, differences),

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.contracts import JsonObject
 from onnxprune.convert.labels import is_label_file, labels_from_lines
-from onnxprune.convert.pytorch_archive import check_exported_archive, copy_archive
+from onnxprune.convert.pytorch_archive import check_exported_archive, copy_archive, read_extra_texts
 from onnxprune.convert.pytorch_examples import argument_names, with_example_inputs
 from onnxprune.convert.pytorch_export import export_torch_model
 from onnxprune.convert.pytorch_factory import TorchModel, as_torch_model, split_arguments
@@ -36,6 +36,10 @@ def convert_factory(arguments: JsonObject, folder: Path) -> None:
     """Call the factory, load its weights and export it into `folder` (runs in the child process)."""
     spec = arguments["factory"]
     subject = f"Factory '{spec}'"
+    import torch
+
+    # A module without weights has random ones, but the same in every run.
+    torch.manual_seed(arguments["seed"])
     try:
         factory = load_callable(spec, what="Factory")
         _check_takes_no_arguments(factory, subject)
@@ -72,18 +76,18 @@ def _check_takes_no_arguments(function: Callable[..., Any], subject: str) -> Non
 def convert_exported(arguments: JsonObject, folder: Path) -> None:
     """Load a `.pt2` after the safety check and export it into `folder` (runs in the child process)."""
     path = Path(arguments["path"])
-    metadata: dict[str, str] = {}
-    if not arguments["trust_source"]:
-        facts = check_exported_archive(path)
+    if arguments["trust_source"]:
+        program = _load_exported(path, shown_as=path)
+    else:
+        pickle_members = check_exported_archive(path)
         checked = folder / "checked.pt2"
         copy_archive(path, checked)
-        _check_pickles(checked, facts.pickle_members, shown_as=path)
-        for name, text in facts.extra_texts.items():
-            metadata |= labels_from_lines(text) if is_label_file(name) else {name: text}
+        _check_pickles(checked, pickle_members, shown_as=path)
         program = _load_exported(checked, shown_as=path)
         checked.unlink()
-    else:
-        program = _load_exported(path, shown_as=path)
+    metadata: dict[str, str] = {}
+    for name, text in read_extra_texts(path).items():
+        metadata |= labels_from_lines(text) if is_label_file(name) else {name: text}
     _finish(TorchModel(module=program, metadata=metadata), arguments, folder)
 
 

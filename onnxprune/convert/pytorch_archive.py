@@ -17,22 +17,23 @@ may disagree about what a crafted archive holds.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import shutil
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import ModelError
 
-__all__ = ["ArchiveFacts", "check_exported_archive", "copy_archive"]
+__all__ = ["check_exported_archive", "copy_archive", "is_harmless_expression", "read_extra_texts"]
 
 # torch.export.save stores its members uncompressed.
 _MAX_EXPANSION = 16
 _MAX_SLACK_BYTES = 16 << 20
+_MAX_TEXT_BYTES = 1 << 20
 
 _OPERATOR = re.compile(r"torch\.ops\.[A-Za-z]\w*\.(?P<name>\w+)(\.[A-Za-z]\w*)?")
 _DUNDER_OPERATORS = frozenset({"__and__", "__or__", "__xor__", "__lshift__", "__rshift__", "__iand__", "__ior__"})
@@ -65,16 +66,11 @@ _EXPRESSION_NODES = (
 _SYMBOL_NAME = re.compile(r"[A-Za-z_]\w{0,63}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArchiveFacts:
-    """What a checked archive holds: pickles still to be proven harmless, and the texts that its author added."""
-
-    pickle_members: tuple[str, ...]
-    extra_texts: dict[str, str]
-
-
-def check_exported_archive(path: Path) -> ArchiveFacts:
+def check_exported_archive(path: Path) -> tuple[str, ...]:
     """Check everything of `path` that can be checked without torch.
+
+    Returns:
+        The members that torch could read as pickles, which are still to be proven harmless.
 
     Raises:
         ModelError: It is damaged, or could run code; names the member and what it would do.
@@ -89,9 +85,7 @@ def check_exported_archive(path: Path) -> ArchiveFacts:
             }
             for name, document in documents.items():
                 _check_document(path, name, document)
-            return ArchiveFacts(
-                pickle_members=tuple(_pickle_members(archive, documents)), extra_texts=_extra_texts(archive)
-            )
+            return tuple(_pickle_members(archive, documents))
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, RecursionError, NotImplementedError) as error:
         raise ModelError(
             f"Source '{path}' is damaged: {error or type(error).__name__}.", "Copy it again, or save it anew."
@@ -168,17 +162,16 @@ def _pickle_members(archive: zipfile.ZipFile, documents: dict[str, Any]) -> Iter
             yield info.filename
 
 
-def _extra_texts(archive: zipfile.ZipFile, max_bytes: int = 1 << 20) -> dict[str, str]:
-    """Files that the author gave to `torch.export.save(..., extra_files=...)`: labels and the like."""
+def read_extra_texts(path: Path) -> dict[str, str]:
+    """Texts that the author gave to `torch.export.save(..., extra_files=...)`: labels and the like."""
     texts = {}
-    for info in archive.infolist():
-        for prefix in ("extra/", "extra_files/"):
-            name = info.filename if info.filename.startswith(prefix) else _inner(info.filename)
-            if name.startswith(prefix) and not info.is_dir() and info.file_size <= max_bytes:
-                try:
-                    texts[name.removeprefix(prefix)] = archive.read(info).decode("utf-8")
-                except UnicodeDecodeError:
-                    continue
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            for prefix in ("extra/", "extra_files/"):
+                name = info.filename if info.filename.startswith(prefix) else _inner(info.filename)
+                if name.startswith(prefix) and not info.is_dir() and info.file_size <= _MAX_TEXT_BYTES:
+                    with contextlib.suppress(UnicodeDecodeError):
+                        texts[name.removeprefix(prefix)] = archive.read(info).decode("utf-8")
     return texts
 
 

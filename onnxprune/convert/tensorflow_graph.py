@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ __all__ = [
 OPSET = 18
 """Where tf2onnx stops."""
 
+# The counter that tf2onnx puts behind names of its own.
+_COUNTER = re.compile(r"__\d+$")
 # Operators that run Python or touch files: nothing that a network for a phone needs.
 _SIDE_EFFECTS = frozenset(
     {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "LoadLibrary", "RemoteCall"}
@@ -169,8 +172,31 @@ def _nodes(graph: onnx.GraphProto) -> Any:
                 yield from _nodes(subgraph)
 
 
+def _settle_constants(graph: onnx.GraphProto) -> None:
+    """Name and order folded constants by their first use: tf2onnx numbers them in the order of a set, which varies."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    fixed = {value.name for value in (*graph.input, *graph.output)}
+    first_use: dict[str, str] = {}
+    for node in _nodes(graph):
+        for position, name in enumerate(node.input):
+            if name in constants and name not in first_use:
+                is_numbered = _COUNTER.search(name) is not None and name not in fixed
+                first_use[name] = f"{node.name}/constant_{position}" if is_numbered else name
+    for node in _nodes(graph):
+        for position, name in enumerate(node.input):
+            node.input[position] = first_use.get(name, name)
+    ordered = [(new, constants[old]) for old, new in first_use.items()]
+    ordered += [(name, tensor) for name, tensor in sorted(constants.items()) if name not in first_use]
+    copies = []
+    for name, tensor in ordered:
+        copies.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
+        copies[-1].name = name
+    del graph.initializer[:]
+    graph.initializer.extend(copies)
+
+
 def tidy_interface(model: onnx.ModelProto, output_names: Sequence[str]) -> None:
-    """Outputs in the source's order; dynamic axes named 'batch' or after their input, not 'unk__17'."""
+    """Outputs in the source's order, dynamic axes named 'batch' or after their input, nothing named by a counter."""
     graph = model.graph
     by_name = {output.name: output for output in graph.output}
     ordered = [by_name[name] for name in output_names if name in by_name]
@@ -188,5 +214,8 @@ def tidy_interface(model: onnx.ModelProto, output_names: Sequence[str]) -> None:
                         dim.dim_param = f"{value.name.partition(':')[0]}_axis{axis}"
                     else:
                         dim.ClearField("dim_param")
+    _settle_constants(graph)
+    # Says the name of a traced function, with a counter.
+    model.doc_string = graph.doc_string = ""
     # Inner shapes are inferred anew; these carry counters that change with every version of tf2onnx.
     del graph.value_info[:]

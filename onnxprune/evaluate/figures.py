@@ -38,6 +38,7 @@ from onnxprune.ops.macs import count_macs
 __all__ = [
     "SPARSE_STORAGES",
     "WeightFigures",
+    "holds_parameters",
     "model_figures",
     "sparse_storage_bytes",
     "weight_figures",
@@ -106,6 +107,11 @@ def weight_figures(model: ir.Model) -> tuple[WeightFigures, ...]:
         if value.const_value is not None
         for zero_point in _as_parameters(value)
     )
+
+
+def holds_parameters(value: ir.Value) -> bool:
+    """True for an initializer whose elements are parameters, by the definition at the top."""
+    return value.const_value is not None and any(True for _ in _as_parameters(value))
 
 
 def model_figures(model: CanonicalModel) -> ModelFigures:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError, quoted_list
 from onnxprune.graph.cleanup import remove_dead_code, remove_no_ops
 from onnxprune.graph.constants import lift_constants, remove_initializers_from_inputs, unshare_initializers
-from onnxprune.graph.folding import fold_constants
+from onnxprune.graph.folding import FoldingBudget, fold_constants
 from onnxprune.graph.form import MAX_IR_VERSION, MAX_OPSET, MIN_OPSET, check_nodes
 from onnxprune.graph.functions import inline_functions
 from onnxprune.graph.metadata import adopt_module_paths
@@ -64,8 +64,9 @@ def canonicalize(model: ir.Model, *, shape_rules: ShapeRules) -> CanonicalModel:
     _settle_imports(model)
     check_nodes(model)
     infer_source_shapes(model, shape_rules)
+    budget = FoldingBudget()
     for _ in range(_MAX_FOLDING_ROUNDS):
-        if not fold_constants(model):
+        if not fold_constants(model, budget=budget):
             break
         remove_no_ops(model)
         remove_dead_code(model)

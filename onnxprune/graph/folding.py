@@ -25,11 +25,12 @@ import onnx_ir as ir
 
 from onnxprune.graph.cleanup import hand_over
 
-__all__ = ["fold_constants"]
+__all__ = ["FoldingBudget", "fold_constants"]
 
 MAX_GROWTH_BYTES = 1 << 20
 """A result may be larger than what it replaces by this much."""
-_MAX_TOTAL_GROWTH_BYTES = 64 << 20
+MAX_TOTAL_GROWTH_BYTES = 64 << 20
+"""All results of one model together."""
 _MAX_MULTIPLICATIONS = 2_000_000_000
 _KEEP_ON_DISK_ABOVE_BYTES = 1 << 20
 
@@ -54,23 +55,10 @@ _ARITHMETIC_TYPES = frozenset(
 _EVALUATION_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
-def fold_constants(model: ir.Model) -> bool:
-    """Replace every node that can be folded by initializers named like its outputs; True if there was one.
+class FoldingBudget:
+    """How much all folded results together may grow one model."""
 
-    Shapes must be fresh. Results that are large and come from weights on disk stay lazy: they are computed when read.
-    """
-    budget = _Budget(_MAX_TOTAL_GROWTH_BYTES)
-    folded = False
-    for graph in list(model.graphs()):
-        for node in graph:
-            folded |= _fold_node(node, graph, model, budget)
-    return folded
-
-
-class _Budget:
-    """How much all folded results together may grow the model."""
-
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int = MAX_TOTAL_GROWTH_BYTES) -> None:
         self._left = max_bytes
 
     def allows(self, growth_bytes: int) -> bool:
@@ -81,7 +69,21 @@ class _Budget:
         return True
 
 
-def _fold_node(node: ir.Node, graph: ir.Graph, model: ir.Model, budget: _Budget) -> bool:
+def fold_constants(model: ir.Model, *, budget: FoldingBudget | None = None) -> bool:
+    """Replace every node that can be folded by initializers named like its outputs; True if there was one.
+
+    Shapes must be fresh. Results that are large and come from weights on disk stay lazy: they are computed when read.
+    `budget` is what several calls for one model may use together.
+    """
+    budget = budget or FoldingBudget()
+    folded = False
+    for graph in list(model.graphs()):
+        for node in graph:
+            folded |= _fold_node(node, graph, model, budget)
+    return folded
+
+
+def _fold_node(node: ir.Node, graph: ir.Graph, model: ir.Model, budget: FoldingBudget) -> bool:
     if node.domain not in ("", "ai.onnx"):
         return False
     array = _static_shape_value(node)
@@ -195,7 +197,7 @@ def _picked(node: ir.Node, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.i
 # --- bounds ---------------------------------------------------------------------------------------------------
 
 
-def _is_affordable(node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], budget: _Budget) -> bool:
+def _is_affordable(node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], budget: FoldingBudget) -> bool:
     types = {tensor.dtype for tensor in tensors if tensor is not None}
     results = [value for value in node.outputs if value.name]
     if ir.DataType.STRING in types or not results:
@@ -233,12 +235,15 @@ def _results(
 ) -> list[ir.TensorProtocol] | None:
     evaluate = _evaluator(node, tensors, model)
     on_disk = any(isinstance(tensor, ir.LazyTensor) for tensor in tensors)
-    sizes = [0 if v.shape is None or v.dtype is None else math.prod(v.shape.numpy()) for v in node.outputs]
-    if on_disk and len(node.outputs) == 1 and sizes[0] > _KEEP_ON_DISK_ABOVE_BYTES and node.op_type in _MOVES:
-        value = node.outputs[0]
-        dtype, shape = value.dtype, value.shape
-        if dtype is None or shape is None:
-            return None
+    dtype, shape = node.outputs[0].dtype, node.outputs[0].shape
+    if (
+        on_disk
+        and node.op_type in _MOVES
+        and len(node.outputs) == 1
+        and dtype is not None
+        and shape is not None
+        and math.prod(shape.numpy()) * dtype.bitwidth > 8 * _KEEP_ON_DISK_ABOVE_BYTES
+    ):
 
         def make() -> ir.Tensor[Any]:
             return ir.Tensor(evaluate()[0], dtype=dtype)

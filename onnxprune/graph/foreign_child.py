@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def main(folder: Path) -> int:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin, whose lock the interpreter wants at its end. Nothing is ever written to the pipe.
+    os.read(0, 1)
     os._exit(1)
 
 
@@ -67,7 +69,11 @@ def _limit(memory_limit_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
+    code = 1
+    try:
+        code = main(Path(sys.argv[1]))
+    except BaseException:  # noqa: BLE001 - a tool raises what it likes; the parent process reads the traceback
+        traceback.print_exc()
     sys.stderr.flush()
     # Without the interpreter's own end: destructors of native libraries may crash after the work is done.
     os._exit(code)

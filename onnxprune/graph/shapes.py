@@ -199,6 +199,9 @@ def _refuse_contradictions(model: ir.Model, contradictions: Sequence[Contradicti
     nodes = {node.name: node for node in model.graph.all_nodes()} if contradictions else {}
     for found in contradictions:
         node = nodes.get(found.node)
+        if node is not None and any(value is not None and value.type is None for value in node.inputs):
+            # Behind an operator that nothing knows; that its type is missing is no contradiction.
+            continue
         if node is not None and (strictness is _Strictness.SOURCE and _has_body(node, model.opset_imports)):
             node.meta[_DISPUTED] = True
         if node is None or not node.meta.get(_DISPUTED):
@@ -295,8 +298,9 @@ class _Sweep:
             shape = found.shape
             edited, old = self._edited.get(value), self._old[value]
             if not _is_complete(shape) and edited is not None:
+                kept = True
                 shape = edited if shape is None else _merged(shape, edited)
-            if not _is_complete(shape) and old is not None:
+            if not _is_complete(shape) and edited is None and old is not None:
                 if _basis_holds(node):
                     kept = True
                     shape = old if shape is None else _merged(shape, old)

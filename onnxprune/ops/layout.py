@@ -59,9 +59,7 @@ _CONV = OpLayout(weight_input=1, bias_input=2, out_axis=0, in_axis=1, group_attr
 LAYOUT.add(_CONV, "Conv", "ConvInteger")
 LAYOUT.add(_CONV, "FusedConv", "NhwcFusedConv", domain="com.microsoft")
 # x, x_scale, x_zero_point, w, w_scale, w_zero_point, y_scale, y_zero_point, B
-LAYOUT.add(
-    OpLayout(weight_input=3, bias_input=8, out_axis=0, in_axis=1, group_attribute="group"), "QLinearConv"
-)
+LAYOUT.add(OpLayout(weight_input=3, bias_input=8, out_axis=0, in_axis=1, group_attribute="group"), "QLinearConv")
 # ConvTranspose stores (in, out/group, kH, kW): the axes are swapped against Conv.
 LAYOUT.add(OpLayout(weight_input=1, bias_input=2, out_axis=1, in_axis=0, group_attribute="group"), "ConvTranspose")
 # X, W, offset, B, mask
@@ -119,9 +117,7 @@ def weight_axes(node: ir.Node) -> WeightAxes | None:
     if rank == 1 and in_axis is not None:
         # A vector on one side of a MatMul is summed over completely.
         return WeightAxes(weight_input=position, out_axis=None, in_axis=0)
-    return WeightAxes(
-        weight_input=position, out_axis=_from_front(out_axis, rank), in_axis=_from_front(in_axis, rank)
-    )
+    return WeightAxes(weight_input=position, out_axis=_from_front(out_axis, rank), in_axis=_from_front(in_axis, rank))
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:

@@ -11,8 +11,8 @@ pooling, reductions, resizing, data movement, (de)quantization. These are listed
 "zero" is a statement and not an absence. Literature that says "GFLOPs" mostly means this figure (ResNet-50: 4.09), or
 twice this figure. Zeros in weights are counted: a MAC with a zero takes as long.
 
-An If counts its larger branch. Loop, Scan and SequenceMap are listed as not counted, with what their bodies hold:
-how often a body runs is not known before it runs. An operator without a row is listed as not counted, too.
+An If counts its larger branch. Loop, Scan and SequenceMap are listed as not counted: how often a body runs is not
+known before it runs. An operator without a row is listed as not counted, too.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from onnxprune.errors import OnnxPruneError
+from onnxprune.graph.shapes import fix_input_shapes
 from onnxprune.ops.layout import LAYOUT
+from onnxprune.ops.shapes import SHAPES
 from onnxprune.ops.table import OpTable
 
-__all__ = ["MACS", "MacsCount", "MacsRule", "count_macs"]
+__all__ = ["MACS", "MacsCount", "MacsRule", "count_macs", "count_macs_per_sample"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,32 @@ def count_macs(model: ir.Model, *, dims: Mapping[str, int] | None = None) -> Mac
         dims: Numbers for symbolic dimensions ({"batch": 1}); others stay unknown.
     """
     return _count(model.graph, DimensionReader(dims or {}))
+
+
+def count_macs_per_sample(model: ir.Model) -> MacsCount:
+    """MACs with a dynamic batch (axis 0 of the inputs) taken as 1; the total is None where more is dynamic."""
+    first = [value.shape[0] for value in model.graph.inputs if value.shape is not None and value.shape.rank() > 0]
+    batch = {dim.value: 1 for dim in first if isinstance(dim, ir.SymbolicDim) and dim.value is not None}
+    counted = count_macs(model, dims=batch)
+    shapes = [_with_batch_of_one(value.shape) for value in model.graph.inputs]
+    if counted.total is not None or None in shapes:
+        return counted
+    # A Reshape to -1 loses the name of the batch: infer anew from static inputs.
+    static = model.clone()
+    names = [value.name or "" for value in static.graph.inputs]
+    try:
+        fix_input_shapes(static, {n: s for n, s in zip(names, shapes, strict=True) if s is not None}, SHAPES)
+    except OnnxPruneError:
+        return counted  # the model can't work with a batch of 1
+    return count_macs(static)
+
+
+def _with_batch_of_one(shape: ir.Shape | None) -> tuple[int, ...] | None:
+    if shape is None:
+        return None
+    sizes = [1 if axis == 0 and not isinstance(dim, int) else dim for axis, dim in enumerate(shape)]
+    static = tuple(size for size in sizes if isinstance(size, int))
+    return static if len(static) == len(sizes) else None
 
 
 def _count(nodes: Iterable[ir.Node], reader: DimensionReader) -> MacsCount:

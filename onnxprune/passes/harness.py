@@ -45,8 +45,11 @@ from onnxprune.ops.shapes import SHAPES
 
 __all__ = ["MAX_TRIAL_RUN_BYTES", "check_requirements", "plan_from_json", "plan_to_json", "run_pass"]
 
-MAX_TRIAL_RUN_BYTES = 1_500_000_000
-"""Weights above this are not loaded a second time only to see whether the model runs, nor written to a dump."""
+MAX_TRIAL_RUN_BYTES = 500_000_000
+"""Models with more bytes of weights are neither run on trial nor written to a dump.
+
+A trial run takes about three times the weights in memory (serialized, parsed, prepared), and seconds for each GB.
+"""
 
 # What to give for each requirement: the library's argument and the command's option.
 _HOW_TO_GIVE = {

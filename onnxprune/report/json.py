@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json
 
 __all__ = ["to_json_text"]
 
 
 def to_json_text(report: object) -> str:
     """Any frozen report of `onnxprune.contracts` as indented JSON."""
-    return json.dumps(to_jsonable_python(report, inf_nan_mode="strings"), indent=2, ensure_ascii=False)
+    return to_json(report, inf_nan_mode="strings", indent=2).decode()

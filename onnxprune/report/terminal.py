@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +14,7 @@ from onnxprune.contracts import Measurements, PassReport, RunReport, Score
 from onnxprune.convert.report import ConversionReport
 from onnxprune.pipeline.run import DryRun
 from onnxprune.report.figures import bytes_text, change_text, count_text, factor_text, ms_text
+from onnxprune.report.json import to_json_text
 
 __all__ = ["print_conversion", "print_dry_run", "print_report"]
 
@@ -43,7 +42,7 @@ def print_dry_run(dry: DryRun, *, console: Console | None = None) -> None:
     _print_skips(console, dry.reports, limit=None)
     for step_id, plan in dry.plans.items():
         console.print(Text(f"\nPlan of {step_id}", style="bold"))
-        console.print_json(json.dumps(to_jsonable_python(plan, inf_nan_mode="strings")))
+        console.print_json(to_json_text(plan))
 
 
 def print_conversion(report: ConversionReport, *, out: Path, console: Console | None = None) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.contracts import ArtifactFile, Finding, JsonValue, ModelState, Placement, TargetContext
-from onnxprune.errors import ModelError, PreconditionError
+from onnxprune.errors import ModelError, PreconditionError, quoted_list
 from onnxprune.graph.weights import iter_windows
 from onnxprune.runtime.host import HostIsa
 from onnxprune.targets import qdq
@@ -25,6 +25,7 @@ __all__ = [
     "Spelled",
     "artifact_file",
     "check_interface",
+    "custom_operators_finding",
     "host_spelling",
     "int8_finding",
     "kernels_saturate",
@@ -38,6 +39,9 @@ __all__ = [
 
 PROVENANCE_KEY = "onnxprune"
 """The key of the model's metadata under which the provenance stands, as JSON."""
+
+# Domains whose operators are part of every full build of ONNX Runtime.
+_BUILT_IN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
 # Below this share, zeros are what any trained model has.
 _NOTABLE_ZEROS_RATIO = 0.3
@@ -140,6 +144,18 @@ def zeros_finding(model: ir.Model, *, stored_as: str) -> Finding | None:
         topic="sparse storage",
         text=f"{zeros / total:.0%} of the weights are zero, but {stored_as} stores and computes them like any other "
         "number: they save bytes only in a compressed download.",
+    )
+
+
+def custom_operators_finding(model: ir.Model) -> Finding | None:
+    """Which operators an application must bring itself, where there are any."""
+    names = {f"{node.domain}::{node.op_type}" for node in model.graph.all_nodes()}
+    custom = sorted(name for name in names if name.partition("::")[0] not in _BUILT_IN_DOMAINS)
+    if not custom:
+        return None
+    return Finding(
+        topic="custom operators",
+        text=f"The application must register a library with {quoted_list(custom)}: ONNX Runtime does not have them.",
     )
 
 

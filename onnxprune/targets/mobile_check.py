@@ -6,7 +6,7 @@ that it did not check. Its suitability is a rule of thumb: one partition with mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.contracts import Finding, JsonObject
@@ -60,11 +60,13 @@ def mobile_findings(model: Path, *, folder: Path, has_int8_activations: bool) ->
     return tuple(findings)
 
 
-def _text(name: str, answer: Mapping[str, JsonObject]) -> str:
+def _text(name: str, answer: JsonObject) -> str:
     as_is, fixed = answer["as_is"], answer["fixed_shapes"]
     sentences = [f"{_nodes(as_is)}: the model {_VERDICTS[as_is['verdict']]}."]
-    if as_is["num_dynamic"] and fixed["num_supported"] > as_is["num_supported"]:
+    if as_is["num_dynamic"] and answer["has_dynamic_inputs"]:
         sentences.append(f"With fixed input shapes (--shape): {_nodes(fixed)}, and it {_VERDICTS[fixed['verdict']]}.")
+    elif as_is["num_dynamic"]:
+        sentences.append(f"Nodes with shapes that are known only when it runs: {as_is['num_dynamic']}.")
     if fixed["unsupported_ops"]:
         sentences.append(f"Not supported: {quoted_list(_plain(fixed['unsupported_ops']))}.")
     caveats = [" ".join(caveat.removeprefix("ai.onnx:").replace(":", ": ", 1).split()) for caveat in fixed["caveats"]]

@@ -21,6 +21,7 @@ from onnxprune.runtime.sessions import ort_runner_from_path
 from onnxprune.targets.building import (
     artifact_file,
     check_interface,
+    custom_operators_finding,
     host_spelling,
     int8_finding,
     kernels_saturate,
@@ -139,10 +140,8 @@ class OnnxTarget(Target[OnnxTargetConfig]):
         return ort_runner_from_path(artifact.model_path, threads=threads, custom_op_libraries=custom_op_libraries)
 
     def _findings(self, state: ModelState, spelling: SpellingName | None) -> list[Finding]:
-        findings = []
-        zeros = zeros_finding(state.model, stored_as="an ONNX file")
-        if zeros is not None:
-            findings.append(zeros)
+        noted = (custom_operators_finding(state.model), zeros_finding(state.model, stored_as="an ONNX file"))
+        findings = [finding for finding in noted if finding is not None]
         if state.quantization is not None and spelling is not None and not self.is_host:
             findings.append(int8_finding(spelling, spelling, host_isa()))
         return findings

@@ -101,6 +101,7 @@ def check_mobile_usability(arguments: JsonObject, folder: Path) -> JsonValue:  #
 
     loaded = ModelProtoWithShapeInfo(Path(arguments["model"]))
     model = loaded.model_with_shape_info
+    dynamic_inputs, _ = usability_checker.check_shapes(model.graph)
     answers: dict[str, JsonObject] = {}
     for name, table in PROVIDERS.items():
         for require_fixed_shapes in (True, False):
@@ -117,5 +118,6 @@ def check_mobile_usability(arguments: JsonObject, folder: Path) -> JsonValue:  #
                 "caveats": found.supported_ops_checker.get_caveats(),
                 "verdict": found.suitability().name if found.num_nodes else "NO",
             }
-            answers.setdefault(name, {})["as_is" if require_fixed_shapes else "fixed_shapes"] = entry
+            answer = answers.setdefault(name, {"has_dynamic_inputs": bool(dynamic_inputs)})
+            answer["as_is" if require_fixed_shapes else "fixed_shapes"] = entry
     return answers

@@ -24,6 +24,7 @@ from onnxprune.runtime.sessions import ort_runner_from_path
 from onnxprune.targets.building import (
     artifact_file,
     check_interface,
+    custom_operators_finding,
     host_spelling,
     int8_finding,
     kernels_saturate,
@@ -207,9 +208,12 @@ class OrtMobileTarget(Target[OrtMobileConfig]):
         if is_quantized and not self.is_host:
             spelling = require_spelling(self.spelling, isa)
             findings.append(int8_finding(self.config.platform, spelling, isa))
-        half = _half_finding(state.model, isa)
-        zeros = zeros_finding(state.model, stored_as="a .ort file")
-        return [*findings, *(finding for finding in (half, zeros) if finding is not None)]
+        noted = (
+            custom_operators_finding(state.model),
+            _half_finding(state.model, isa),
+            zeros_finding(state.model, stored_as="a .ort file"),
+        )
+        return [*findings, *(finding for finding in noted if finding is not None)]
 
 
 def _version_finding(facts: OrtFileFacts) -> Finding:

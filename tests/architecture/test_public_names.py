@@ -14,7 +14,7 @@ def test_the_package_offers_exactly_these_names() -> None:
         "__version__",
         "apply",
         "build",
-        "convert",
+        "convert_model",
         "load",
         "run",
         "save",
@@ -45,3 +45,12 @@ def test_exit_codes_are_the_documented_ones() -> None:
         "UsageError": 2,
         "VerificationError": 6,
     }.items()
+
+
+def test_no_public_name_is_hidden_by_a_folder_of_the_same_name() -> None:
+    # Importing `onnxprune.convert` binds that module to the package's attribute, and would hide a function `convert`.
+    from pathlib import Path
+
+    folders = {path.name for path in Path(onnxprune.__file__).parent.iterdir() if path.is_dir()}
+    modules = {path.stem for path in Path(onnxprune.__file__).parent.glob("*.py")}
+    assert not (folders | modules) & set(onnxprune.__all__)

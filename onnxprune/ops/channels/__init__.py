@@ -14,7 +14,7 @@ from onnxprune.ops.channels import broadcasting, contraction, convolution, movem
 from onnxprune.ops.channels.flow import CHANNELS, ChannelRule, Contraction, Flow, Labelling, Role, WeightUse
 from onnxprune.ops.channels.labels import LabelArray, LabelSpace
 from onnxprune.ops.channels.removal import Removal
-from onnxprune.ops.channels.sweep import label_channels
+from onnxprune.ops.channels.sweep import label_channels, label_node
 
 __all__ = [
     "CHANNELS",
@@ -28,6 +28,7 @@ __all__ = [
     "Role",
     "WeightUse",
     "label_channels",
+    "label_node",
 ]
 
 # Importing a module of rules registers its rows; naming them keeps the imports from looking unused.

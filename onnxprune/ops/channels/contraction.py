@@ -24,9 +24,7 @@ def _product(flow: Flow, operands: Mapping[int, Sequence[str]], output: Sequence
     return tuple(labels[letter] for letter in output)
 
 
-def _letter(
-    flow: Flow, operands: Mapping[int, Sequence[str]], letter: str, *, is_summed: bool
-) -> LabelArray | None:
+def _letter(flow: Flow, operands: Mapping[int, Sequence[str]], letter: str, *, is_summed: bool) -> LabelArray | None:
     axes = [
         (position, axis)
         for position, term in operands.items()

@@ -96,6 +96,7 @@ class Flow:
         self._labelling = labelling
         self.node = node
         self._read: set[int] = set()
+        self._labels_read: set[int] = set()
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -148,6 +149,7 @@ class Flow:
 
     def labels(self, position: int) -> AxisLabels:
         """Labels of each axis of an input, () where its rank is unknown."""
+        self._labels_read.add(position)
         value = self.value(position)
         if value is None:
             return ()
@@ -189,6 +191,10 @@ class Flow:
             for position, value in enumerate(self.node.inputs)
             if value is not None and value in self._labelling.elements and position not in self._read
         ]
+
+    def ignored_inputs(self) -> list[int]:
+        """Inputs whose labels nobody asked for."""
+        return [position for position in range(self.num_inputs) if position not in self._labels_read]
 
     # --- saying -----------------------------------------------------------------------------------------------
 

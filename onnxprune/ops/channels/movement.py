@@ -288,9 +288,7 @@ def _tile(flow: Flow) -> None:
     if repeats is None:
         flow.freeze_input(0, f"is repeated a number of times that is computed at run time by {flow.where}")
         return
-    flow.give(
-        [None if axis is None else np.tile(axis, count) for axis, count in zip(labels, repeats, strict=True)]
-    )
+    flow.give([None if axis is None else np.tile(axis, count) for axis, count in zip(labels, repeats, strict=True)])
 
 
 @CHANNELS.register("Expand")
@@ -407,4 +405,3 @@ def move_shape_elements(flow: Flow) -> bool:
         flow.elements(position)
     flow.give_elements(moved)
     return True
-

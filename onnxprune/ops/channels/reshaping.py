@@ -46,20 +46,18 @@ def _reshape(flow: Flow) -> None:
         flow.freeze_elements(1, f"is counted in the shape of fixed data in {flow.where}")
         return
     dims, out_dims = flow.dims(0), _target_dims(flow, elements)
-    if dims is None or out_dims is None:
+    if elements is None or dims is None or out_dims is None:
         flow.freeze_input(0, f"is reshaped to a shape that is computed at run time by {flow.where}")
         flow.freeze_elements(1, f"is counted in a shape by {flow.where}")
         return
     produced = _relabel(flow, dims, out_dims)
     flow.give(produced)
-    for axis, element in enumerate(elements or ()):
+    for axis, element in enumerate(elements):
         on_axis = produced[axis]
         if on_axis is not None:
             flow.follow(1, element, on_axis)
         elif isinstance(element, Dimension):
             flow.freeze(element.labels, f"its number is the size of an axis without channels in {flow.where}")
-    if elements is None:
-        flow.freeze_input(0, f"is reshaped to a shape that is computed at run time by {flow.where}")
 
 
 @CHANNELS.register("Flatten")

@@ -28,7 +28,8 @@ def _per_channel_normalization(flow: Flow) -> None:
     if flow.node.op_type == "InstanceNormalization":
         flow.freeze_input(0, f"is averaged over by {flow.where}", axes=range(2, len(labels)))
     if flow.node.attributes.get_int("training_mode", 0):
-        flow.freeze_input(0, f"goes through {flow.where} in training mode")
+        for position in range(flow.num_inputs):
+            flow.freeze_input(position, f"goes through {flow.where} in training mode")
         return
     for position in layout.per_channel_inputs:
         if channels is not None:
@@ -52,8 +53,9 @@ def _trailing_normalization(flow: Flow) -> None:
     labels = flow.labels(0)
     first = flow.node.attributes.get_int("axis", -1) % max(len(labels), 1)
     _work_along(flow, range(first, len(labels)), "is averaged over")
-    for position in range(1, flow.num_inputs):
-        flow.freeze_input(position, f"scales fixed channels in {flow.where}")
+    # Mean and inverse deviation, when asked for, keep the leading axes.
+    for index in range(1, len(flow.node.outputs)):
+        flow.give([on_axis if axis < first else None for axis, on_axis in enumerate(labels)], index)
 
 
 @CHANNELS.register("GroupNormalization")
@@ -109,9 +111,7 @@ def _work_along(flow: Flow, axes: Iterable[int], what: str) -> None:
 # --- pooling and reductions -----------------------------------------------------------------------------------
 
 
-@CHANNELS.register(
-    "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"
-)
+@CHANNELS.register("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def _pool(flow: Flow) -> None:
     labels = flow.labels(0)
     flow.freeze_input(0, f"is a spatial axis of {flow.where}", axes=range(2, len(labels)))

@@ -9,7 +9,7 @@ from onnxprune.ops.channels.elements import Dimension
 from onnxprune.ops.channels.flow import CHANNELS, Flow, Labelling
 from onnxprune.ops.channels.movement import move_shape_elements
 
-__all__ = ["label_channels"]
+__all__ = ["label_channels", "label_node"]
 
 
 def label_channels(model: ir.Model) -> Labelling:
@@ -21,13 +21,15 @@ def label_channels(model: ir.Model) -> Labelling:
     """
     labelling = Labelling()
     for node in model.graph:
-        _visit(Flow(labelling, node))
+        label_node(labelling, node)
     _freeze_outputs(model.graph, labelling)
     _freeze_half_labelled_weights(labelling)
     return labelling
 
 
-def _visit(flow: Flow) -> None:
+def label_node(labelling: Labelling, node: ir.Node) -> None:
+    """Run the rule of one node, whose inputs are labelled; without a rule, freeze what reaches it."""
+    flow = Flow(labelling, node)
     rule = CHANNELS.get(flow.node)
     if not move_shape_elements(flow):
         if rule is None:
@@ -36,6 +38,8 @@ def _visit(flow: Flow) -> None:
                 flow.freeze_input(position, reason)
         else:
             rule(flow)
+            for position in flow.ignored_inputs():
+                flow.freeze_input(position, f"is a setting of {flow.where}")
         for position in flow.ignored_elements():
             flow.freeze_elements(position, f"is a number that {flow.where} computes with")
     _freeze_captures(flow)

@@ -206,9 +206,7 @@ def _groups(places: Sequence[_Place], num_classes: int, reasons: Sequence[str | 
             found = WeightSlices(weight=place.weight, axis=place.axis, role=place.role, positions=table)
             slices[group].append((found, place.classes[table[:, 0]]))
             producers[group].update(dict.fromkeys(place.producers))
-    without_places = np.split(
-        np.argsort(group_of_class, kind="stable"), np.cumsum(sizes)[:-1]
-    ) if num_groups else []
+    without_places = np.split(np.argsort(group_of_class, kind="stable"), np.cumsum(sizes)[:-1]) if num_groups else []
     groups = []
     used_ids: dict[str, int] = {}
     for index in sorted(range(num_groups), key=lambda g: int(without_places[g][0])):

@@ -13,25 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnxprune.evaluate.figures import holds_parameters
 from onnxprune.ops.channels import LabelArray
-from onnxprune.ops.macs import count_macs
+from onnxprune.ops.macs import count_macs_per_sample
 from onnxprune.passes.prune.analysis import ChannelClasses
 
-__all__ = ["CostModel", "Costs", "batch_dimensions"]
+__all__ = ["CostModel", "Costs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Floating-point parameters and MACs; `macs` is None where shapes are dynamic in more than the batch."""
+    """Parameters (as `evaluate.figures` defines them), and MACs of one sample: None where more than that is dynamic."""
 
     parameters: int
     macs: int | None
-
-
-def batch_dimensions(model: ir.Model) -> dict[str, int]:
-    """Size 1 for every symbolic dimension on axis 0 of a graph input."""
-    first = [value.shape[0] for value in model.graph.inputs if value.shape is not None and value.shape.rank() > 0]
-    return {dim.value: 1 for dim in first if isinstance(dim, ir.SymbolicDim) and dim.value is not None}
 
 
 class CostModel:
@@ -45,21 +40,15 @@ class CostModel:
         labelled = classes.labelling.weights
         for graph in model.graphs():
             for value in graph.initializers.values():
-                if value.const_value is None or value.dtype is None or not value.dtype.is_floating_point():
+                if value.const_value is None or not holds_parameters(value):
                     continue
                 self._weights.append((value.const_value.size, self._factors(classes, labelled.get(value, {}).values())))
-        macs = count_macs(model, dims=batch_dimensions(model))
+        macs = count_macs_per_sample(model)
         self._macs_known = macs.total is not None
-        self._dynamic_nodes = macs.dynamic
         self._collect_nodes(model, classes, macs.per_node)
         self._lengths = np.array([len(axis) for axis in self._axes], dtype=np.float64)
         self._starts = np.cumsum([0, *(len(axis) for axis in self._axes)])[:-1]
         self._joined = np.concatenate(self._axes) if self._axes else np.zeros(0, dtype=np.int64)
-
-    @property
-    def dynamic_nodes(self) -> tuple[str, ...]:
-        """Nodes whose MACs are unknown."""
-        return self._dynamic_nodes
 
     def _collect_nodes(self, model: ir.Model, classes: ChannelClasses, per_node: Mapping[str, int]) -> None:
         for node in model.graph:

@@ -30,9 +30,7 @@ class WidthLimits:
     def __init__(self, limits: list[_Limit]) -> None:
         self._limits = limits
 
-    def repaired(
-        self, keeps: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.bool_]:
+    def repaired(self, keeps: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """`keeps` with as many of the most important removed classes put back as the limits ask for.
 
         Putting back is all that happens, so it ends; a layer that several limits meet in takes the strictest.

@@ -15,9 +15,10 @@ import onnx_ir as ir
 from onnxprune.contracts import Batch
 from onnxprune.graph.names import UniqueNames
 from onnxprune.graph.weights import add_initializer
+from onnxprune.ops.channels import Labelling
 from onnxprune.passes.prune.analysis import analyze_channels
 
-__all__ = ["largest_difference", "masked_model"]
+__all__ = ["largest_difference", "mask_contractions", "masked_model"]
 
 
 def masked_model(model: ir.Model, keeps: npt.NDArray[np.bool_]) -> ir.Model:
@@ -29,15 +30,26 @@ def masked_model(model: ir.Model, keeps: npt.NDArray[np.bool_]) -> ir.Model:
     """
     masked = model.clone()
     classes = analyze_channels(masked)
-    names = UniqueNames.of_values(masked)
-    node_names = UniqueNames.of_nodes(masked)
-    for contraction in classes.labelling.contractions:
-        flags = keeps[classes.classes_at(contraction.labels)]
+    mask_contractions(masked, classes.labelling, keeps[classes.class_of_label])
+    return masked
+
+
+def mask_contractions(model: ir.Model, labelling: Labelling, stays: npt.NDArray[np.bool_]) -> None:
+    """Mask every axis that a node of `model` sums over, in place.
+
+    Args:
+        model: The model that `labelling` belongs to.
+        labelling: Where the contractions are.
+        stays: One flag per label.
+    """
+    names = UniqueNames.of_values(model)
+    node_names = UniqueNames.of_nodes(model)
+    for contraction in labelling.contractions:
+        flags = stays[contraction.labels]
         if not flags.all():
             shape = [1] * contraction.rank
             shape[contraction.axis] = len(flags)
-            _mask_input(masked, contraction.node, contraction.position, flags.reshape(shape), names, node_names)
-    return masked
+            _mask_input(model, contraction.node, contraction.position, flags.reshape(shape), names, node_names)
 
 
 def _mask_input(
@@ -79,5 +91,3 @@ def largest_difference(expected: Batch, actual: Batch) -> float:
             scale = float(np.abs(wide[finite]).max()) or 1.0
             worst = max(worst, float(np.abs(wide[finite] - other[finite]).max()) / scale)
     return worst
-
-

@@ -9,10 +9,10 @@ from typing_extensions import override
 
 from onnxprune.contracts import CanonicalModel, ModelState, Pass, PassContext, PassOutcome
 from onnxprune.errors import PreconditionError, quoted_list
-from onnxprune.ops.macs import count_macs
+from onnxprune.ops.macs import count_macs_per_sample
 from onnxprune.passes.prune.analysis import analyze_channels
 from onnxprune.passes.prune.config import PruneConfig
-from onnxprune.passes.prune.costs import CostModel, batch_dimensions
+from onnxprune.passes.prune.costs import CostModel
 from onnxprune.passes.prune.plan import PruningPlan, flags_from_plan, pruned_groups
 from onnxprune.passes.prune.report import pruning_report
 from onnxprune.passes.prune.selection import select
@@ -52,7 +52,7 @@ class PrunePass(Pass[PruneConfig, PruningPlan]):
         """
         if self.config.target[0] != "macs_ratio":
             return
-        macs = count_macs(state.model, dims=batch_dimensions(state.model))
+        macs = count_macs_per_sample(state.model)
         if macs.total is None:
             raise PreconditionError(
                 f"Pass '{self.pass_id}' has the target macs_ratio, but the MACs of {quoted_list(macs.dynamic)} depend "
@@ -94,9 +94,7 @@ class PrunePass(Pass[PruneConfig, PruningPlan]):
         before = costs.costs(keeps | True)
         pruned = None
         if not keeps.all():
-            pruned = remove_with_rollback(
-                state.model, plan.groups, context, with_oracle=self.config.verify_oracle
-            )
+            pruned = remove_with_rollback(state.model, plan.groups, context, with_oracle=self.config.verify_oracle)
             keeps = flags_from_plan(classes, pruned.groups)
         report = pruning_report(
             pass_id=self.pass_id,

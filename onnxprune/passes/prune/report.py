@@ -105,9 +105,7 @@ def _where(group: ChannelGroup) -> str:
     return ", ".join(group.layers) or group.id
 
 
-def _notes(
-    plan: PruningPlan, removed: int, pruned: PrunedModel | None, before: Costs, after: Costs
-) -> Iterable[str]:
+def _notes(plan: PruningPlan, removed: int, pruned: PrunedModel | None, before: Costs, after: Costs) -> Iterable[str]:
     if not plan.reached:
         yield (
             f"The target {plan.target} = {plan.target_ratio:g} can't be reached: frozen layers, `min_channels` and "
@@ -121,9 +119,7 @@ def _notes(
             "Runtime can't run it here."
         )
     if pruned is not None and pruned.oracle_difference is not None:
-        yield (
-            f"Outputs equal those of the masked original within {pruned.oracle_difference:.1g} of their range."
-        )
+        yield (f"Outputs equal those of the masked original within {pruned.oracle_difference:.1g} of their range.")
     if before.macs and after.macs is not None and before.parameters:
         parameters_down = 1 - after.parameters / before.parameters
         macs_down = 1 - after.macs / before.macs

@@ -68,9 +68,7 @@ def select(classes: ChannelClasses, costs: CostModel, config: PruneConfig, rng: 
         rng: For criteria that draw.
     """
     candidates = _candidates(classes, config)
-    limits = width_limits(
-        classes, min_channels=config.min_channels, channel_multiple=config.channel_multiple
-    )
+    limits = width_limits(classes, min_channels=config.min_channels, channel_multiple=config.channel_multiple)
     keeps = np.ones(classes.num_classes, dtype=np.bool_)
     reached = True
     kind, ratio = config.target
@@ -98,9 +96,7 @@ def select(classes: ChannelClasses, costs: CostModel, config: PruneConfig, rng: 
 
 def matches(glob: str, group: ChannelGroup) -> bool:
     """True when `glob` matches the name or the module path of a layer that produces the group's channels."""
-    return any(
-        fnmatch.fnmatchcase(name, glob) for name in (*group.layers, *group.modules) if name
-    )
+    return any(fnmatch.fnmatchcase(name, glob) for name in (*group.layers, *group.modules) if name)
 
 
 def _candidates(classes: ChannelClasses, config: PruneConfig) -> _Candidates:

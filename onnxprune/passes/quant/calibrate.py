@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ import onnx_ir as ir
 from onnxprune.contracts import Batch, CalibrationSource, NullProgress, Progress
 from onnxprune.errors import BadDataError
 from onnxprune.passes.quant.histogram import StreamingHistogram
-from onnxprune.runtime.sessions import OrtRunner, ort_runner_from_model
+from onnxprune.runtime.sessions import ort_runner_from_model
 
 __all__ = ["MAX_OUTPUT_BYTES", "CalibratedRanges", "CalibrationMethod", "TensorRange", "calibrate"]
 
@@ -85,7 +86,7 @@ def calibrate(
     max_output_bytes: int = MAX_OUTPUT_BYTES,
     progress: Progress | None = None,
 ) -> CalibratedRanges:
-    """The range of every one of `tensors` over the samples of `source`.
+    """The range of every one of `tensors` (each once) over the samples of `source`.
 
     A tensor that no sample computes (always empty) has no range.
 
@@ -96,7 +97,7 @@ def calibrate(
         method: "minmax" takes the extremes, "percentile" the middle `percentile` percent of all numbers.
         percentile: In (50, 100]; only read by "percentile".
         max_samples: Stop after the batch that reaches this many samples; None takes all.
-        threads: Threads of the float model.
+        threads: Threads of the float model, and of what looks at its tensors.
         custom_op_libraries: For models with custom operators.
         max_output_bytes: See `MAX_OUTPUT_BYTES`.
         progress: Follows the samples.
@@ -109,18 +110,29 @@ def calibrate(
     inputs = {value.name for value in model.graph.inputs}
     sweeps = _sweeps([value for value in tensors if value.name not in inputs], max_output_bytes) or [[]]
     num_samples = 0
-    for number, names in enumerate(sweeps):
-        runner = ort_runner_from_model(
-            model, threads=threads, custom_op_libraries=custom_op_libraries, extra_outputs=names
-        )
-        # Inputs are taken once, with the first sweep.
-        wanted = {*names, *(name for name in accumulators if number == 0 and name in inputs)}
-        description = "Calibrating" if len(sweeps) == 1 else f"Calibrating, sweep {number + 1} of {len(sweeps)}"
-        batches = progress.track(_limited(source, max_samples), description, total=None)
-        num_samples = 0
-        for batch in batches:
-            _add_batch(accumulators, wanted, runner, batch, first_sample=num_samples)
-            num_samples += _batch_size(batch)
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        for number, names in enumerate(sweeps):
+            runner = ort_runner_from_model(
+                model, threads=threads, custom_op_libraries=custom_op_libraries, extra_outputs=names
+            )
+            # Inputs are taken once, with the first sweep. Graph order: the tensor where a NaN arose is named.
+            wanted = [name for name in accumulators if name in names or (number == 0 and name in inputs)]
+            description = "Calibrating" if len(sweeps) == 1 else f"Calibrating, sweep {number + 1} of {len(sweeps)}"
+            batches = progress.track(
+                _limited(source, max_samples), description, _num_batches(model, source, max_samples)
+            )
+            num_samples = 0
+            for batch in batches:
+                arrays = {**batch, **runner.run(batch)}
+                found = {name: arrays[name] for name in wanted}
+                # NumPy lets go of the interpreter's lock while it looks for extremes.
+                extremes = pool.map(_extremes, found.values())
+                for (name, array), (low, high) in zip(found.items(), extremes, strict=True):
+                    if not (math.isfinite(low) and math.isfinite(high)):
+                        raise _not_finite(name, array, batch, num_samples)
+                    if array.size:
+                        accumulators[name].add(array, low, high)
+                num_samples += _batch_size(batch)
     if num_samples == 0:
         raise BadDataError("The calibration data hold no sample.", "Give at least one; 32 to 512 are usual.")
     ranges = {name: accumulator.range() for name, accumulator in accumulators.items()}
@@ -132,26 +144,9 @@ def calibrate(
     )
 
 
-def _add_batch(
-    accumulators: Mapping[str, _Accumulator], wanted: set[str], runner: OrtRunner, batch: Batch, *, first_sample: int
-) -> None:
-    for name in sorted(wanted & set(batch)):
-        _add_tensor(accumulators[name], name, np.asarray(batch[name]), batch, first_sample)
-    for name, array in runner.run(batch).items():
-        if name in wanted:
-            _add_tensor(accumulators[name], name, array, batch, first_sample)
-
-
-def _add_tensor(
-    accumulator: _Accumulator, name: str, array: npt.NDArray[np.float32], batch: Batch, first_sample: int
-) -> None:
-    if array.size == 0:
-        return
-    low, high = float(array.min()), float(array.max())
-    # A NaN anywhere makes both extremes NaN.
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise _not_finite(name, array, batch, first_sample)
-    accumulator.add(array, low, high)
+def _extremes(array: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """The smallest and the largest number; NaN where there is one anywhere, 0 where there is nothing."""
+    return (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
 
 
 def _not_finite(name: str, array: npt.NDArray[np.float32], batch: Batch, first_sample: int) -> BadDataError:
@@ -166,6 +161,14 @@ def _not_finite(name: str, array: npt.NDArray[np.float32], batch: Batch, first_s
         f"are {'NaN' if np.isnan(example) else 'infinite'}.",
         "Remove the sample, or repair the preprocessing or the weights that lead to it.",
     )
+
+
+def _num_batches(model: ir.Model, source: CalibrationSource, max_samples: int | None) -> int:
+    """How many batches will come, as far as the model's first input says how large one is; else one for a sample."""
+    shape = model.graph.inputs[0].shape if model.graph.inputs else None
+    size = shape[0] if shape is not None and len(shape) > 0 and isinstance(shape[0], int) else 1
+    num_samples = source.num_samples if max_samples is None else min(source.num_samples, max_samples)
+    return math.ceil(num_samples / max(size, 1))
 
 
 def _batch_size(batch: Batch) -> int:

@@ -69,6 +69,21 @@ class Candidates:
         return tuple(dict.fromkeys(value for value in values if value.const_value is None))
 
     @property
+    def calibrated(self) -> tuple[ir.Value, ...]:
+        """The `activations` whose range only samples can tell.
+
+        What Sigmoid and its like give is known without. What merely comes out of moving, selecting or pooling other
+        tensors lies in their range, and would cost as much to look at.
+        """
+        known = {
+            value
+            for item in self.nodes
+            if item.row.fixed is not None or scale_rule_of(item.node, item.row) is not ScaleRule.FREE
+            for value in item.outputs
+        }
+        return tuple(value for value in self.activations if value not in known)
+
+    @property
     def constants(self) -> tuple[ir.Value, ...]:
         """Constants that stand where activations stand: the operand of an Add, a part of a Concat."""
         values = (value for item in self.nodes for value in activation_inputs(item.node, item.row))

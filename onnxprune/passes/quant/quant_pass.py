@@ -90,10 +90,9 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
         candidates = find_candidates(state.model, exclude=self.config.exclude)
         if not any(item.row.is_compute for item in candidates.nodes):
             raise _nothing_to_quantize(candidates.excluded_nodes)
-        known = {value.name for item in candidates.nodes if item.row.fixed is not None for value in item.outputs}
         calibrated = calibrate(
             state.model,
-            [value for value in candidates.activations if value.name not in known],
+            candidates.calibrated,
             context.calibration,
             method=self.config.calibration_method,
             percentile=self.config.percentile,

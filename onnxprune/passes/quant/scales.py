@@ -100,22 +100,20 @@ def activation_scales(candidates: Candidates, calibrated: Mapping[str, TensorRan
 
     Args:
         candidates: Nodes to quantize.
-        calibrated: Ranges of the tensors that are computed at run time.
+        calibrated: Ranges of `candidates.calibrated`. A tensor that is moved, selected or pooled from others takes over
+            the hull of their ranges.
     """
     skipped: dict[str, str] = {}
     excluded: dict[str, str] = {}
     own_ranges = dict(calibrated)
     for value in candidates.constants:
         own_ranges.update(_constant_range(value, skipped))
+    _inherit_ranges(candidates, own_ranges)
     classes = _Classes()
     for value, limits in _tensor_limits(candidates).items():
         name = value.name or ""
         found = own_ranges.get(name)
-        if limits.fixed is not None:
-            low, high = representable_range(limits.fixed.scale, limits.fixed.zero_point, ACTIVATION_BITS)
-            own_ranges.setdefault(name, TensorRange(low=low, high=high))
-            classes.add(name, replace(limits, low=low, high=high))
-        elif found is not None:
+        if found is not None:
             low, high = (min(max(bound, limits.bounds[0]), limits.bounds[1]) for bound in (found.low, found.high))
             classes.add(name, replace(limits, low=low, high=high))
         else:
@@ -134,6 +132,21 @@ def activation_scales(candidates: Candidates, calibrated: Mapping[str, TensorRan
         else:
             activations[name] = quantization
     return ActivationScales(activations=activations, skipped=skipped, excluded_nodes=excluded, num_classes=len(classes))
+
+
+def _inherit_ranges(candidates: Candidates, ranges: dict[str, TensorRange]) -> None:
+    """Give what comes out of operators with a shared scale the hull of what goes in."""
+    for item in candidates.nodes:
+        if scale_rule_of(item.node, item.row) is ScaleRule.FREE:
+            if item.row.fixed is not None:
+                low, high = representable_range(item.row.fixed.scale, item.row.fixed.zero_point, ACTIVATION_BITS)
+                ranges.update({value.name or "": TensorRange(low=low, high=high) for value in item.outputs})
+            continue
+        given = [ranges.get(value.name or "") for value in activation_inputs(item.node, item.row)]
+        known = [found for found in given if found is not None]
+        if known and len(known) == len(given):
+            hull = TensorRange(low=min(found.low for found in known), high=max(found.high for found in known))
+            ranges.update({value.name or "": hull for value in item.outputs})
 
 
 def _tensor_limits(candidates: Candidates) -> dict[ir.Value, _ScaleClass]:

@@ -68,7 +68,8 @@ def run_stages(
         for stage in stages:
             if stage.name in settled:
                 continue
-            context.progress.note(f"simplify: {stage.name}")
+            if isinstance(stage, ToolStage):
+                context.progress.note(f"simplify: waiting for {stage.name}")
             found = _try(stage, model, limits, check)
             before = outcomes[stage.name]
             if isinstance(found, str):

@@ -14,8 +14,6 @@ from onnxprune.convert import source as source_module
 from onnxprune.convert.source import SourceRequest, open_source
 from onnxprune.errors import MissingExtraError, ModelError, OnnxPruneError, PluginError
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
-
 
 @pytest.fixture
 def scratch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -13,7 +13,12 @@ from typing import Any
 
 import pytest
 
-from onnxprune.convert.pytorch_archive import check_exported_archive, copy_archive, is_harmless_expression
+from onnxprune.convert.pytorch_archive import (
+    check_exported_archive,
+    copy_archive,
+    is_harmless_expression,
+    read_extra_texts,
+)
 from onnxprune.convert.source import SourceRequest, open_source
 from onnxprune.errors import ModelError
 
@@ -79,10 +84,8 @@ class _Payload:
 
 
 def test_honest_archive_passes_and_lists_its_pickles_and_texts(exported: Path) -> None:
-    facts = check_exported_archive(exported)
-
-    assert facts.pickle_members == ("net/data/sample_inputs/model.pt",)
-    assert facts.extra_texts == {"labels.txt": "cat\ndog\n", "author": "nobody"}
+    assert check_exported_archive(exported) == ("net/data/sample_inputs/model.pt",)
+    assert read_extra_texts(exported) == {"labels.txt": "cat\ndog\n", "author": "nobody"}
 
 
 def test_copy_of_an_archive_has_the_same_members(exported: Path, tmp_path: Path) -> None:

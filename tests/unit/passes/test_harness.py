@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,6 +65,12 @@ def variant(**overrides):
     made = type("Variant", (ScalePass,), overrides)
     made.__module__ = "onnxprune.passes.variant"
     return made
+
+
+@pytest.fixture(autouse=True)
+def dumps_go_to(tmp_path, monkeypatch):
+    """Dumps are written under the test's own folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -98,21 +99,36 @@ def assert_gone(pid: int) -> None:
     pytest.fail(f"process {pid} is still alive")
 
 
-def test_child_dies_with_its_parent(tmp_path: Path) -> None:
+def start_parent_of_hanging_child(folder: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from pathlib import Path; from onnxprune.runtime.child import call_in_child; "
         f"call_in_child('{HERE}:hang', {{}}, folder=Path(sys.argv[1]), timeout_s=600)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    parent = subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
-    while not (tmp_path / "pids").exists() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if (folder / "pids").exists() and (folder / "pids").read_text().count(" "):
+            return parent
         time.sleep(0.05)
-    time.sleep(0.2)
+    parent.kill()
+    pytest.fail("the child did not start")
+
+
+def test_interrupt_kills_the_child_with_what_it_started(tmp_path: Path) -> None:
+    parent = start_parent_of_hanging_child(tmp_path)
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=30) != 0
+    for pid in map(int, (tmp_path / "pids").read_text().split()):
+        assert_gone(pid)
+
+
+def test_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    parent = start_parent_of_hanging_child(tmp_path)
     parent.kill()
     parent.wait()
     child, grandchild = map(int, (tmp_path / "pids").read_text().split())
     assert_gone(child)
-    os.kill(grandchild, 9)  # nobody is left to end it: only the child itself watches its parent
+    os.kill(grandchild, signal.SIGKILL)  # only the child itself watches its parent
 
 
 def test_child_that_leaves_without_an_answer_is_a_failure(tmp_path: Path) -> None:

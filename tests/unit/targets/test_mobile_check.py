@@ -6,11 +6,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from onnxprune.runtime.child import ChildFailure
 from onnxprune.targets import mobile_check
 from onnxprune.targets.mobile_check import mobile_findings
-from tests.builders import conv_net_proto
+from tests.builders import conv_net_proto, proto_of
 
 
 def texts_of(proto: onnx.ModelProto, folder: Path) -> dict[str, str]:
@@ -38,6 +39,20 @@ def test_fixed_model_is_judged_once(tmp_path: Path) -> None:
     assert "--shape" not in texts["CoreML (NeuralNetwork)"]
 
 
+def test_shape_that_depends_on_values_is_told_from_a_dynamic_input(tmp_path: Path) -> None:
+    proto = proto_of(
+        [
+            helper.make_node("NonZero", ["x"], ["where"], name="where"),
+            helper.make_node("Cast", ["where"], ["y"], name="cast", to=TensorProto.FLOAT),
+        ],
+        inputs={"x": [1, 8]},
+        outputs={"y": [2, None]},
+    )
+    text = texts_of(proto, tmp_path)["CoreML (MLProgram)"]
+    assert "Nodes with shapes that are known only when it runs: 1." in text
+    assert "--shape" not in text
+
+
 def test_checkers_logging_and_path_stay_in_the_child(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     handlers, path = list(logging.getLogger().handlers), list(sys.path)
     texts_of(conv_net_proto(), tmp_path)
@@ -48,7 +63,9 @@ def test_checkers_logging_and_path_stay_in_the_child(tmp_path: Path, capfd: pyte
 def test_int8_activations_are_said_to_be_refused_by_nnapi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nodes = {"num_nodes": 0, "num_supported": 0, "num_partitions": 0, "num_dynamic": 0, "verdict": "NO"}
     entry = nodes | {"unsupported_ops": [], "caveats": []}
-    answers = {name: {"as_is": entry, "fixed_shapes": entry} for name in mobile_check.PROVIDERS}
+    answers = {
+        name: {"has_dynamic_inputs": False, "as_is": entry, "fixed_shapes": entry} for name in mobile_check.PROVIDERS
+    }
     monkeypatch.setattr(mobile_check, "call_in_child", lambda *args, **options: answers)
     findings = mobile_findings(tmp_path / "net.onnx", folder=tmp_path, has_int8_activations=True)
     assert findings[-1].text.startswith("NNAPI takes uint8 activations only")

@@ -113,9 +113,9 @@ def test_data_movement_and_pooling_share_the_scale_of_their_input() -> None:
 
     activations = plan_for(model, SOURCE).activations
 
-    scales = {(activations[name].scale, activations[name].zero_point) for name in ("a", "m", "t")}
-    assert len(scales) == 1
-    assert activations["m"].range_min > activations["a"].range_min
+    assert activations["a"] == activations["m"] == activations["t"]
+    # What is only moved is not looked at in every sample.
+    assert [value.name for value in find_candidates(model).calibrated] == ["x", "a", "y"]
 
 
 def concat_net(second_scale: float, second_op: str) -> CanonicalModel:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from onnxprune.contracts import ModelState, PassContext
 from onnxprune.errors import PassError, UsageError
+from onnxprune.graph.io import load_model, save_model
 from onnxprune.graph.weights import constant_array
 from onnxprune.passes.harness import plan_from_json, plan_to_json, run_pass
 from onnxprune.passes.sparsify import ScopeRule, SparsifyConfig, SparsifyPass
@@ -393,3 +394,14 @@ def test_weights_beyond_the_memory_limit_are_made_when_read_and_come_out_the_sam
     lazily = weights_of(run_pass(pass_, ModelState(model=two_convs), PassContext()))
     for name, array in at_once.items():
         np.testing.assert_array_equal(lazily[name], array)
+
+
+def test_weights_that_are_made_when_read_are_written_window_by_window_as_they_are(two_convs, monkeypatch, tmp_path):
+    at_once = weights_of(run_pass(sparsify(), ModelState(model=two_convs), PassContext()))
+    monkeypatch.setattr(apply_module, "MAX_COPIED_BYTES", 0)
+    lazily = run_pass(sparsify(), ModelState(model=two_convs), PassContext())
+    save_model(lazily.state.model, tmp_path / "sparse.onnx", external_data=True)
+    assert (tmp_path / "sparse.onnx.data").stat().st_size > 0
+    written = load_model(tmp_path / "sparse.onnx")
+    for name, array in at_once.items():
+        np.testing.assert_array_equal(constant_array(written.graph.initializers[name]), array)
