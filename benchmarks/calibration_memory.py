@@ -27,7 +27,7 @@ from onnxprune.passes.quant import QuantConfig, QuantPass
 from onnxprune.passes.simplify import SimplifyConfig, SimplifyPass
 from onnxprune.runtime.sessions import ort_runner_from_model
 
-SAMPLE_COUNTS = (32, 64)
+SAMPLE_COUNTS = (32, 512)
 THREADS = 2
 
 

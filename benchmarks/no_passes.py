@@ -6,8 +6,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import onnxprune
 from networks import LIGHT, write_light_network
+
+import onnxprune
 
 
 def main() -> None:

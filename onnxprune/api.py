@@ -27,10 +27,11 @@ from onnxprune.contracts import (
 from onnxprune.convert.report import ConvertedModel
 from onnxprune.convert.request import SourceRequest
 from onnxprune.convert.source import open_source
+from onnxprune.errors import disk_errors
 from onnxprune.graph.io import save_model
 from onnxprune.passes.harness import run_pass
 from onnxprune.pipeline.lock import read_lock
-from onnxprune.pipeline.output import disk_errors, staged_folder, write_text
+from onnxprune.pipeline.output import staged_folder, write_text
 from onnxprune.pipeline.run import DryRun, PipelineOptions, dry_run, run_pipeline
 from onnxprune.plugins import find_pass, find_target
 from onnxprune.recipe import Recipe, decode_recipe, overlay, read_recipe_file

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
@@ -58,6 +59,7 @@ __all__ = [
     "TargetContext",
     "TensorSpec",
     "WeightQuantization",
+    "numpy_dtype",
 ]
 
 JsonValue: TypeAlias = Any
@@ -84,14 +86,25 @@ class TensorSpec:
     shape: tuple[int | str | None, ...] | None
 
 
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy type of a `TensorSpec.dtype`, those of `ml_dtypes` ("bfloat16", "float8_e4m3fn") included."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
 @runtime_checkable
 class Runner(Protocol):
     """Inputs to outputs, whatever the runtime."""
 
     @property
-    def inputs(self) -> Sequence[TensorSpec]: ...
+    def inputs(self) -> Sequence[TensorSpec]:
+        """What `run` takes."""
+        ...
+
     @property
-    def outputs(self) -> Sequence[TensorSpec]: ...
+    def outputs(self) -> Sequence[TensorSpec]:
+        """What `run` gives."""
+        ...
+
     def run(self, feeds: Batch) -> dict[str, npt.NDArray[Any]]:
         """All outputs by name for one batch."""
         ...
@@ -101,7 +114,10 @@ class CalibrationSource(Protocol):
     """Batches that can be iterated any number of times, always the same in the same order, one in memory at a time."""
 
     @property
-    def num_samples(self) -> int: ...
+    def num_samples(self) -> int:
+        """Samples in all batches together."""
+        ...
+
     @property
     def content_hash(self) -> str:
         """sha256 (hex) over the samples as they are fed to the model."""
@@ -124,8 +140,13 @@ class Evaluator(Protocol):
     """Scores a runner and never knows which runtime it scores."""
 
     @property
-    def name(self) -> str: ...
-    def evaluate(self, runner: Runner) -> Score: ...
+    def name(self) -> str:
+        """What the score is called in reports."""
+        ...
+
+    def evaluate(self, runner: Runner) -> Score:
+        """The score of `runner` on all samples."""
+        ...
 
 
 # --- progress -------------------------------------------------------------------------------------------------
@@ -149,10 +170,11 @@ class NullProgress:
     """Shows nothing."""
 
     def track(self, items: Iterable[ItemT], description: str, total: int | None = None) -> Iterable[ItemT]:
+        """The items, and nothing else."""
         return items
 
     def note(self, message: str) -> None:
-        return None
+        """Say nothing."""
 
 
 # --- quantization ---------------------------------------------------------------------------------------------
@@ -337,7 +359,6 @@ class Pass(abc.ABC, Generic[ConfigT, PlanT]):
 
     def check(self, state: ModelState) -> None:
         """Refuse early what can be seen from the source model (raises an `OnnxPruneError`). Reads only."""
-        return None
 
     @abc.abstractmethod
     def plan(self, state: ModelState, context: PassContext) -> PlanT:
@@ -428,7 +449,6 @@ class Target(abc.ABC, Generic[ConfigT]):
 
     def check(self, state: ModelState, *, will_quantize: bool) -> None:
         """Refuse before the first pass what can't be built (raises an `OnnxPruneError` that names everything)."""
-        return None
 
     @abc.abstractmethod
     def build(self, state: ModelState, context: TargetContext) -> Artifact:

@@ -88,7 +88,7 @@ def _find(kind: Kind, name: str) -> object:
         return getattr(importlib.import_module(module_name), attribute)
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # noqa: BLE001 - third-party code may fail in any way
+    except Exception as error:  # third-party code may fail in any way
         raise PluginError(
             f"{kind.capitalize()} '{name}' of '{plugin.origin}' can't be imported from '{plugin.location}': {error}",
             f"Reinstall or remove '{plugin.origin}'.",

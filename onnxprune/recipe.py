@@ -55,7 +55,8 @@ class DataOptions(PassConfig):
 
     calibration: str | None = Field(
         default=None,
-        description="Unlabelled samples: a folder of images, .npz, .npy, or module:function. Paths count from the recipe.",
+        description="Unlabelled samples: a folder of images, .npz, .npy, or module:function. A path counts from "
+        "the recipe.",
     )
     calibration_samples: int = Field(default=128, ge=1, description="At most this many calibration samples are used.")
     eval: str | None = Field(

@@ -26,7 +26,8 @@ def main(out: Path) -> None:
         sys.exit(f"not shipped: {missed}")
 
     artifact, measured = report.artifacts[0], report.measurements[0]
-    print(f"ship {artifact.model_path} ({measured.size_bytes:,} bytes, {report.source_measurements.size_bytes:,} before)")
+    before = report.source_measurements.size_bytes
+    print(f"ship {artifact.model_path} ({measured.size_bytes:,} bytes, {before:,} before)")
 
     session = onnxruntime.InferenceSession(artifact.model_path)
     image = np.asarray(Image.open(next((DIGITS / "images" / "test").glob("*.png"))).convert("RGB"), dtype=np.float32)

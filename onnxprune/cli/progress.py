@@ -44,7 +44,7 @@ class TerminalProgress:
 
 
 def make_progress(*, verbosity: int) -> ProgressProtocol:
-    """Progress for `verbosity` -1 (quiet), 0, 1 (-v: informative log lines) or 2 (-vv: debugging), and logging alike."""
+    """Progress, and logging, for `verbosity` -1 (quiet), 0, 1 (-v: what is done) or 2 (-vv: everything)."""
     console = Console(stderr=True)
     level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     logger = logging.getLogger("onnxprune")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -32,8 +33,8 @@ __all__ = [
 OPSET = 18
 """Where tf2onnx stops."""
 
-# The counter that tf2onnx puts behind names of its own.
-_COUNTER = re.compile(r"__\d+$")
+# What tf2onnx appends to names to make them unique.
+_COUNTER = re.compile(r"__(\d+)")
 # Operators that run Python or touch files: nothing that a network for a phone needs.
 _SIDE_EFFECTS = frozenset(
     {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles", "LoadLibrary", "RemoteCall"}
@@ -172,25 +173,53 @@ def _nodes(graph: onnx.GraphProto) -> Any:
                 yield from _nodes(subgraph)
 
 
-def _settle_constants(graph: onnx.GraphProto) -> None:
-    """Name and order folded constants by their first use: tf2onnx numbers them in the order of a set, which varies."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    fixed = {value.name for value in (*graph.input, *graph.output)}
-    first_use: dict[str, str] = {}
-    for node in _nodes(graph):
-        for position, name in enumerate(node.input):
-            if name in constants and name not in first_use:
-                is_numbered = _COUNTER.search(name) is not None and name not in fixed
-                first_use[name] = f"{node.name}/constant_{position}" if is_numbered else name
-    for node in _nodes(graph):
-        for position, name in enumerate(node.input):
-            node.input[position] = first_use.get(name, name)
-    ordered = [(new, constants[old]) for old, new in first_use.items()]
-    ordered += [(name, tensor) for name, tensor in sorted(constants.items()) if name not in first_use]
-    copies = []
-    for name, tensor in ordered:
-        copies.append(onnx.TensorProto.FromString(tensor.SerializeToString()))
-        copies[-1].name = name
+class _Renumbering:
+    """Counters in names, numbered anew in the order in which the names appear along the graph.
+
+    tf2onnx numbers what it makes in the order of sets of objects, which is another one in every process.
+    """
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._interface = {value.name for value in (*graph.input, *graph.output)}
+        self._numbers: dict[str, str] = {
+            number: number for name in self._interface for number in _COUNTER.findall(name)
+        }
+        self.order: dict[str, int] = {}
+        """Settled names, and when each was seen first."""
+        self._free = (str(n) for n in itertools.count() if str(n) not in set(self._numbers.values()))
+
+    def of(self, name: str) -> str:
+        """`name` with its counters replaced; names of the interface stay."""
+        settled: str = name
+        if name not in self._interface:
+            settled = _COUNTER.sub(lambda match: f"__{self._number(match[1])}", name)
+        self.order.setdefault(settled, len(self.order))
+        return settled
+
+    def _number(self, old: str) -> str:
+        if old not in self._numbers:
+            self._numbers[old] = next(self._free)
+        return self._numbers[old]
+
+
+def _renumber(graph: onnx.GraphProto, renumbering: _Renumbering) -> None:
+    """Give every name of `graph` its settled counter, and bring its constants into the order of their first use."""
+    for value in graph.input:
+        value.name = renumbering.of(value.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for position, name in enumerate(names):
+                names[position] = renumbering.of(name)
+        node.name = renumbering.of(node.name)
+        for attribute in node.attribute:
+            for subgraph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                _renumber(subgraph, renumbering)
+    for value in graph.output:
+        value.name = renumbering.of(value.name)
+    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in graph.initializer]
+    for tensor in copies:
+        tensor.name = renumbering.of(tensor.name)
+    copies.sort(key=lambda tensor: renumbering.order[tensor.name])
     del graph.initializer[:]
     graph.initializer.extend(copies)
 
@@ -214,7 +243,7 @@ def tidy_interface(model: onnx.ModelProto, output_names: Sequence[str]) -> None:
                         dim.dim_param = f"{value.name.partition(':')[0]}_axis{axis}"
                     else:
                         dim.ClearField("dim_param")
-    _settle_constants(graph)
+    _renumber(graph, _Renumbering(graph))
     # Says the name of a traced function, with a counter.
     model.doc_string = graph.doc_string = ""
     # Inner shapes are inferred anew; these carry counters that change with every version of tf2onnx.

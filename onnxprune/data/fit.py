@@ -9,19 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.contracts import TensorSpec
+from onnxprune.contracts import TensorSpec, numpy_dtype
 from onnxprune.errors import BadDataError
 
-__all__ = ["fit_array", "is_float", "numpy_dtype", "shape_text"]
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy type of a `TensorSpec.dtype`, those of `ml_dtypes` (such as "bfloat16") included."""
-    return np.dtype(getattr(ml_dtypes, name, name))
+__all__ = ["fit_array", "is_float", "shape_text"]
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
-from onnxprune.contracts import PassConfig, TensorSpec
-from onnxprune.data.fit import is_float, numpy_dtype, shape_text
+from onnxprune.contracts import PassConfig, TensorSpec, numpy_dtype
+from onnxprune.data.fit import is_float, shape_text
 from onnxprune.errors import BadDataError, UsageError
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.contracts import Batch, TensorSpec
-from onnxprune.data.fit import fit_array, is_float, numpy_dtype
+from onnxprune.contracts import Batch, TensorSpec, numpy_dtype
+from onnxprune.data.fit import fit_array, is_float
 from onnxprune.data.preprocess import (
     ImageInput,
     Preprocess,

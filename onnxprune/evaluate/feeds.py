@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.contracts import Batch, TensorSpec
-from onnxprune.data.fit import is_float, numpy_dtype
+from onnxprune.contracts import Batch, TensorSpec, numpy_dtype
+from onnxprune.data.fit import is_float
 
 __all__ = ["feeds_for"]
 

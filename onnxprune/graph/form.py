@@ -85,14 +85,14 @@ class _CheckedStyle:
     def begin_graph(self) -> None:
         """Nothing to do: no tensor is written."""
 
-    def initializer(self, value: ir.Value) -> onnx.TensorProto | str | None:  # noqa: ARG002 - declared afterwards
+    def initializer(self, value: ir.Value) -> onnx.TensorProto | str | None:
         return None
 
-    def value_info(self, value: ir.Value) -> onnx.ValueInfoProto | None:  # noqa: ARG002 - shapes are not checked
+    def value_info(self, value: ir.Value) -> onnx.ValueInfoProto | None:
         return None
 
-    def interface(self, value: ir.Value, *, outermost: bool) -> onnx.ValueInfoProto:  # noqa: ARG002 - all alike
+    def interface(self, value: ir.Value, *, outermost: bool) -> onnx.ValueInfoProto:
         return _with_shape(ir.serde.serialize_value(value))
 
-    def node_metadata(self, node: ir.Node) -> Mapping[str, str]:  # noqa: ARG002 - means nothing to the checker
+    def node_metadata(self, node: ir.Node) -> Mapping[str, str]:
         return {}

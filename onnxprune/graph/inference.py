@@ -163,11 +163,11 @@ class _WeightFreeStyle:
         known = self._known[value]
         return _value_info(value.name or "", known.type, known.shape)
 
-    def interface(self, value: ir.Value, *, outermost: bool) -> onnx.ValueInfoProto:  # noqa: ARG002 - subgraphs only
+    def interface(self, value: ir.Value, *, outermost: bool) -> onnx.ValueInfoProto:
         # What a subgraph declares about its inputs and outputs may be out of date; the node outside says it anew.
         return _value_info(value.name or "", value.type, None)
 
-    def node_metadata(self, node: ir.Node) -> Mapping[str, str]:  # noqa: ARG002 - says nothing about shapes
+    def node_metadata(self, node: ir.Node) -> Mapping[str, str]:
         return {}
 
     def declare(self, graph: onnx.GraphProto, value: ir.Value) -> None:

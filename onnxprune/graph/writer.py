@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
@@ -299,18 +301,18 @@ def _write_tensor(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
         return
     if isinstance(tensor, EditedTensor):
         for window in tensor.windows(_EDIT_WINDOW_BYTES):
-            file.write(window.array.astype(window.array.dtype.newbyteorder("<"), copy=False).data)
+            file.write(_little_endian_bytes(window.array))
         return
-    # One evaluation of a lazy weight; the array is freed before the next one is made.
-    array = tensor.numpy()
     if tensor.dtype.bitwidth < 8:
         file.write(tensor.tobytes())
         return
-    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    flat = little_endian.reshape(-1)
-    step = max(1, _COPY_CHUNK_BYTES // flat.itemsize)
-    for start in range(0, flat.size, step):
-        file.write(flat[start : start + step].tobytes())
+    # One evaluation of a lazy weight, written without a further copy; the array is freed before the next one is made.
+    file.write(_little_endian_bytes(tensor.numpy()))
+
+
+def _little_endian_bytes(array: npt.NDArray[Any]) -> memoryview:
+    """The bytes of `array`, not copied where they are in order already. Works for types that NumPy has not, too."""
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data
 
 
 # --- the proto --------------------------------------------------------------------------------------------------
@@ -338,7 +340,7 @@ class _FileStyle:
     def value_info(self, value: ir.Value) -> onnx.ValueInfoProto | None:
         return ir.serde.serialize_value(value) if value in self._told else None
 
-    def interface(self, value: ir.Value, *, outermost: bool) -> onnx.ValueInfoProto:  # noqa: ARG002 - all alike here
+    def interface(self, value: ir.Value, *, outermost: bool) -> onnx.ValueInfoProto:
         return ir.serde.serialize_value(value)
 
     def node_metadata(self, node: ir.Node) -> Mapping[str, str]:

@@ -18,11 +18,10 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from onnxprune.contracts import JsonValue, ModelState, PassReport, QuantizationPlan
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, disk_errors
 from onnxprune.graph.canonical import canonicalize
 from onnxprune.graph.io import load_model, save_model
 from onnxprune.ops.shapes import SHAPES
-from onnxprune.pipeline.output import disk_errors
 
 __all__ = ["CachedPass", "PassCache", "chain_key"]
 

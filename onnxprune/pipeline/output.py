@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from onnxprune.errors import OutputError, UsageError
+from onnxprune.errors import UsageError, disk_errors
 
-__all__ = ["disk_errors", "staged_folder", "write_text"]
+__all__ = ["staged_folder", "write_text"]
 
 STAGING_PREFIX = ".onnxprune-partial-"
-
-
-@contextmanager
-def disk_errors(doing: str) -> Iterator[None]:
-    """Turn the operating system's refusals inside the block into an `OutputError` that says what was being done."""
-    try:
-        yield
-    except OSError as error:
-        hint = {
-            errno.ENOSPC: "Free some space, or choose another folder with --out.",
-            errno.EDQUOT: "Free some of your quota, or choose another folder with --out.",
-            errno.EACCES: "Choose a folder that you may write to with --out.",
-            errno.EPERM: "Choose a folder that you may write to with --out.",
-            errno.EROFS: "Choose a folder on a writable disk with --out.",
-        }.get(error.errno or 0, "")
-        place = f" ('{error.filename}')" if error.filename else ""
-        raise OutputError(f"{doing} failed: {error.strerror or error}{place}.", hint) from error
 
 
 @contextmanager
@@ -68,8 +49,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
 def _replace(new: Path, place: Path, staging: Path) -> None:
     # A folder can't be renamed over one that has content: the old one goes aside first, and is deleted with staging.
     if place.is_dir() and not place.is_symlink():
-        os.replace(place, staging / f"{place.name}.old")
-    os.replace(new, place)
+        place.replace(staging / f"{place.name}.old")
+    new.replace(place)
 
 
 def write_text(path: Path, text: str) -> None:

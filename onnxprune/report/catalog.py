@@ -84,7 +84,7 @@ def ops_coverage() -> tuple[OpCoverage, ...]:
     """Every operator that a table knows, by domain and name."""
     found: dict[tuple[str, str], dict[str, list[int]]] = {}
     for table_name, table in OP_TABLES.items():
-        for key in table.keys():
+        for key in table.keys():  # noqa: SIM118 - a table is no dict
             found.setdefault((key.domain, key.op_type), {}).setdefault(table_name, []).append(key.since_version)
     return tuple(
         OpCoverage(domain=domain, op_type=op_type, tables={name: tuple(versions) for name, versions in tables.items()})

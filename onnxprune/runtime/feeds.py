@@ -25,9 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.contracts import Runner, TensorSpec
+from onnxprune.contracts import Runner, TensorSpec, numpy_dtype
 from onnxprune.errors import BadDataError, OnnxPruneError, UsageError, did_you_mean
-from onnxprune.runtime.sessions import numpy_dtype
 
 __all__ = ["FREE_SIZES", "random_feeds", "resolve_shapes", "working_feeds"]
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from onnxprune.contracts import Batch, JsonObject
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.io import load_model
-from onnxprune.graph.metadata import module_path
+from onnxprune.graph.metadata import adopt_module_paths, module_path
 from onnxprune.runtime.sessions import Optimization, OrtRunner, ort_runner_from_model, ort_runner_from_path
 
 __all__ = ["NodeTime", "OpProfile", "OpTypeTime", "profile_ops"]
@@ -146,6 +146,7 @@ def _model_nodes(source: ir.Model | Path) -> dict[str, ir.Node]:
         if source.suffix == ".ort":
             return {}
         source = load_model(source)
+        adopt_module_paths(source)
     nodes = list(source.graph.all_nodes())
     by_output = {value.name: node for node in nodes for value in node.outputs if value.name}
     return by_output | {node.name: node for node in nodes if node.name}

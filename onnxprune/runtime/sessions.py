@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.contracts import Batch, TensorSpec
+from onnxprune.contracts import Batch, TensorSpec, numpy_dtype
 from onnxprune.errors import BadDataError, ModelError, OutputError, UsageError, did_you_mean, quoted_list
 from onnxprune.graph.io import model_bytes, save_model
 from onnxprune.runtime.ort_errors import load_error, ort_exceptions, run_error
@@ -25,7 +24,7 @@ from onnxprune.runtime.ort_errors import load_error, ort_exceptions, run_error
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Optimization", "OrtRunner", "numpy_dtype", "ort_runner_from_model", "ort_runner_from_path"]
+__all__ = ["Optimization", "OrtRunner", "ort_runner_from_model", "ort_runner_from_path"]
 
 Optimization: TypeAlias = Literal["all", "extended", "basic", "disabled"]
 """How far ONNX Runtime rewrites the graph before it runs; "all" is what applications get by default."""
@@ -64,12 +63,6 @@ _ONNX_TYPE_OF_FOREIGN: dict[str, int] = {
     "float8_e5m2": ir.DataType.FLOAT8E5M2.value,
     "float8_e5m2fnuz": ir.DataType.FLOAT8E5M2FNUZ.value,
 }
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy type for a `TensorSpec.dtype`, those of `ml_dtypes` ("bfloat16", "float8_e4m3fn") included."""
-    foreign = getattr(ml_dtypes, name, None) if name in _ONNX_TYPE_OF_FOREIGN else None
-    return np.dtype(foreign if foreign is not None else name)
 
 
 class OrtRunner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def build_classifier() -> onnx.ModelProto:
         return name
 
     value = "image"
-    for index, (fan_in, fan_out) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False), start=1):
+    for index, (fan_in, fan_out) in enumerate(itertools.pairwise(WIDTHS), start=1):
         kernel = constant(f"conv{index}.weight", rng.normal(0, np.sqrt(2 / (9 * fan_in)), (fan_out, fan_in, 3, 3)))
         nodes.append(
             helper.make_node("Conv", [value, kernel], [f"c{index}"], f"conv{index}", pads=[1] * 4, strides=[1, 1])

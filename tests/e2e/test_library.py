@@ -67,7 +67,8 @@ def test_a_torch_module_is_a_source(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 4, 3)).eval()
     from onnxprune.convert.request import SourceRequest
 
-    converted = onnxprune.convert_model(module, request=SourceRequest(source="", example_inputs=torch.zeros(1, 3, 8, 8)))
+    request = SourceRequest(source="", example_inputs=torch.zeros(1, 3, 8, 8))
+    converted = onnxprune.convert_model(module, request=request)
     assert converted.report.difference is not None
     assert converted.report.difference.max_rel < 1e-5
 

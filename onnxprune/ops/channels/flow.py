@@ -238,6 +238,7 @@ class Flow:
         self.join(known, labels)
 
     def _weight(self, position: int, axis: int) -> tuple[ir.Value, int]:
+        self._labels_read.add(position)
         value = self.value(position)
         if value is None:
             raise ValueError(f"Input {position} of {self.where} is left out.")

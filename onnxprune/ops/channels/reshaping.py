@@ -65,7 +65,8 @@ def _flatten(flow: Flow) -> None:
     labels, dims = flow.labels(0), flow.dims(0)
     if all(axis is None for axis in labels) or dims is None:
         return
-    axis = flow.node.attributes.get_int("axis", 1) % (len(dims) + 1)
+    axis = flow.node.attributes.get_int("axis", 1)
+    axis += len(dims) if axis < 0 else 0  # axis = rank is allowed: everything goes to the left
     blocks = [
         _Block(inputs=tuple(range(axis)), outputs=(0,)),
         _Block(inputs=tuple(range(axis, len(dims))), outputs=(1,)),

@@ -7,7 +7,17 @@ from typing import ClassVar
 import onnx_ir as ir
 from typing_extensions import override
 
-from onnxprune.contracts import Change, ModelState, OutputDifference, Pass, PassContext, PassOutcome, PassReport, Skip
+from onnxprune.contracts import (
+    Change,
+    ModelState,
+    OutputDifference,
+    Pass,
+    PassContext,
+    PassOutcome,
+    PassReport,
+    Skip,
+    numpy_dtype,
+)
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluate.fidelity import compare_outputs
 from onnxprune.passes.fp16.full import apply_full_plan, plan_full
@@ -116,7 +126,7 @@ def _notes(plan: Fp16Plan, error: OutputDifference | str | None, lost: int) -> t
 def _output_error(before: ir.Model, after: ir.Model, context: PassContext) -> OutputDifference | str:
     """How far the outputs moved on one batch of seeded inputs, or why that is not known."""
     from onnxprune.runtime.feeds import working_feeds
-    from onnxprune.runtime.sessions import numpy_dtype, ort_runner_from_model
+    from onnxprune.runtime.sessions import ort_runner_from_model
 
     if _weight_bytes(before) > MAX_TRIAL_RUN_BYTES:
         return "the model is too large to load it twice"

@@ -119,7 +119,7 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
             excluded_nodes={**candidates.excluded_nodes, **scales.excluded_nodes},
         )
 
-    def apply(self, state: ModelState, plan: QuantizationPlan, context: PassContext) -> PassOutcome:  # noqa: ARG002
+    def apply(self, state: ModelState, plan: QuantizationPlan, context: PassContext) -> PassOutcome:
         """Hand the plan on.
 
         Raises:

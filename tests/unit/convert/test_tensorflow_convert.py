@@ -19,6 +19,7 @@ import pytest
 from onnxprune.convert.report import ConvertedModel
 from onnxprune.convert.source import SourceRequest, open_source
 from onnxprune.errors import ModelError, OnnxPruneError, UsageError
+from onnxprune.graph.io import model_bytes
 from onnxprune.runtime.sessions import ort_runner_from_model
 
 pytestmark = pytest.mark.usefixtures("tf")
@@ -341,6 +342,14 @@ def test_truncated_tflite_that_crashes_tensorflow_is_an_error_here(shared_data: 
 
     with pytest.raises(ModelError, match=r"half.tflite.*(crashed in native code|can't be loaded as TFLite)"):
         _convert(tmp_path / "half.tflite")
+
+
+@pytest.mark.usefixtures("convert_here")
+def test_same_file_gives_the_same_model_each_time(sources: Sources) -> None:
+    # tf2onnx numbers what it makes in the order of sets of objects.
+    first, second = (model_bytes(_convert(sources.path("two.keras")).model) for _ in range(2))
+
+    assert first == second
 
 
 @dataclass(frozen=True)

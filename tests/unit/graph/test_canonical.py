@@ -467,3 +467,8 @@ def _filled_weights(proto: onnx.ModelProto, rng: np.random.Generator) -> Sequenc
         weights.append(numpy_helper.from_array(np.abs(array) + 0.01 if array.ndim == 1 else array, node.output[0]))
         proto.graph.node.remove(node)
     return weights
+
+
+def test_subgraphs_know_the_opsets_that_they_are_written_in() -> None:
+    model = canonical(parsed(_LOOP, bias=image(3), opset=19))
+    assert [graph.opset_imports for graph in model.graph.subgraphs()] == [{"": 19}]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune.errors import OutputError, UsageError
-from onnxprune.pipeline.output import disk_errors, staged_folder, write_text
+from onnxprune.errors import OutputError, UsageError, disk_errors
+from onnxprune.pipeline.output import staged_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -36,16 +36,21 @@ def test_staged_folder_replaces_an_earlier_one_whole_and_keeps_what_is_not_its_o
     assert names(tmp_path / "onnx") == ["model.onnx"]
 
 
+def write_half(out: Path, error: BaseException) -> None:
+    with staged_folder(out) as staging:
+        (staging / "onnx").mkdir()
+        (staging / "onnx" / "model.onnx").write_bytes(b"half")
+        raise error
+
+
 @pytest.mark.parametrize("error", [ValueError("bad"), KeyboardInterrupt()], ids=["error", "ctrl-c"])
 def test_a_block_that_raises_leaves_nothing_behind_and_changes_nothing(tmp_path: Path, error: BaseException) -> None:
     kept = tmp_path / "kept"
     (kept / "onnx").mkdir(parents=True)
     (kept / "onnx" / "model.onnx").write_bytes(b"old")
     for out in (kept, tmp_path / "fresh" / "deep"):
-        with pytest.raises(type(error)), staged_folder(out) as staging:
-            (staging / "onnx").mkdir()
-            (staging / "onnx" / "model.onnx").write_bytes(b"half")
-            raise error
+        with pytest.raises(type(error)):
+            write_half(out, error)
     assert names(tmp_path) == ["kept"]
     assert (kept / "onnx" / "model.onnx").read_bytes() == b"old"
     assert names(kept) == ["onnx"]

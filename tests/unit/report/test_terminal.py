@@ -51,7 +51,9 @@ MEASURED = Measurements(
     zipped_bytes=400_000,
     score=Score(metric="top1", value=0.89),
     fidelity=Fidelity(
-        difference=OutputDifference(max_abs=0.5, max_rel=0.1, cosine=0.9987, snr_db=25.3), num_samples=8, data="calibration"
+        difference=OutputDifference(max_abs=0.5, max_rel=0.1, cosine=0.9987, snr_db=25.3),
+        num_samples=8,
+        data="calibration",
     ),
     latency=LATENCY,
     latency_on_target=True,
@@ -149,7 +151,8 @@ def test_a_slower_artifact_is_called_slower() -> None:
 
 def test_what_was_not_measured_has_no_row() -> None:
     bare = Measurements(target="ort-mobile", size_bytes=500_000)
-    text = printed(replace(REPORT, measurements=(bare,), source_measurements=Measurements(target="source", size_bytes=1)))
+    source = Measurements(target="source", size_bytes=1)
+    text = printed(replace(REPORT, measurements=(bare,), source_measurements=source))
     for start in ("Latency", "Load", "Score", "Outputs"):
         assert not any(line.startswith(start) for line in text.splitlines())
 

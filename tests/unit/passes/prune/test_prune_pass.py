@@ -16,7 +16,7 @@ from onnxprune.errors import ModelError, PassError, PreconditionError
 from onnxprune.ops.channels.flow import CHANNELS, Flow
 from onnxprune.ops.macs import count_macs_per_sample
 from onnxprune.passes.harness import plan_from_json, plan_to_json, run_pass
-from onnxprune.passes.prune import PrunedGroup, PruneConfig, PrunePass, PruningPlan, ScopeRatio
+from onnxprune.passes.prune import PruneConfig, PrunedGroup, PrunePass, PruningPlan, ScopeRatio
 from tests.builders import canonical, conv_net, proto_of
 from tests.patterns import network
 
