@@ -30,7 +30,7 @@ def main(out: Path) -> None:
     print(f"ship {artifact.model_path} ({measured.size_bytes:,} bytes, {before:,} before)")
 
     session = onnxruntime.InferenceSession(artifact.model_path)
-    image = np.asarray(Image.open(next((DIGITS / "images" / "test").glob("*.png"))).convert("RGB"), dtype=np.float32)
+    image = np.asarray(Image.open(next((DIGITS / "images" / "test").glob("*.jpg"))).convert("RGB"), dtype=np.float32)
     boxes, scores = session.run(None, {"image": image.transpose(2, 0, 1)[None] / 255})
     best = np.unravel_index(np.argmax(scores), scores.shape)
     print(f"best of {boxes.shape[1]} boxes has score {scores[best]:.2f}")

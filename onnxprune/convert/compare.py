@@ -17,6 +17,7 @@ from onnxprune.contracts import CanonicalModel, OutputDifference, Runner
 from onnxprune.convert.reference import ForeignConversion, ReferenceCase
 from onnxprune.convert.request import SourceRequest
 from onnxprune.convert.shapes import tensor_specs
+from onnxprune.convert.upgrade import TOLERANCE as UPGRADE_TOLERANCE
 from onnxprune.convert.upgrade import UpgradeReport
 from onnxprune.errors import ModelError, OnnxPruneError, quoted_list
 from onnxprune.evaluate.fidelity import compare_outputs
@@ -39,9 +40,13 @@ _ABSOLUTE_FLOOR = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The worst difference over all comparisons, or why there was none."""
+    """The worst difference over all comparisons, or why there was none.
+
+    `allowed` is the limit that was held: of a quantized source's noise ratio, else of `difference.max_rel`.
+    """
 
     difference: OutputDifference | None
+    allowed: float
     not_compared_reason: str = ""
     num_comparisons: int = 0
     shape_used: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -58,10 +63,16 @@ def compare_with_file(
     """
     if upgrade is not None and upgrade.difference is not None and not request.shapes:
         shape_used = resolve_shapes(tensor_specs(model.graph.inputs))
-        return Comparison(difference=upgrade.difference, num_comparisons=1, shape_used=shape_used)
+        return Comparison(
+            difference=upgrade.difference, allowed=UPGRADE_TOLERANCE, num_comparisons=1, shape_used=shape_used
+        )
     size_bytes = path.stat().st_size + sum(file.stat().st_size for file in external_data_files(path))
     if size_bytes > _MAX_COMPARED_BYTES:
-        return Comparison(difference=None, not_compared_reason=f"it has more than {_MAX_COMPARED_BYTES >> 20} MiB")
+        return Comparison(
+            difference=None,
+            allowed=request.tolerance,
+            not_compared_reason=f"it has more than {_MAX_COMPARED_BYTES >> 20} MiB",
+        )
     libraries = request.custom_op_libraries
     result = _runner(model, request)
     feeds = working_feeds(result, seed=request.seed)
@@ -71,6 +82,7 @@ def compare_with_file(
     except OnnxPruneError as error:
         return Comparison(
             difference=None,
+            allowed=request.tolerance,
             not_compared_reason=f"ONNX Runtime does not run the source itself ({error.message})",
             shape_used={name: array.shape for name, array in feeds.items()},
         )
@@ -87,7 +99,9 @@ def compare_with_cases(
         ModelError: They differ by more than the tolerance, or the result can't run what the source could.
     """
     if not conversion.cases:
-        return Comparison(difference=None, not_compared_reason=conversion.not_compared_reason)
+        return Comparison(
+            difference=None, allowed=request.tolerance, not_compared_reason=conversion.not_compared_reason
+        )
     return _compare(_runner(model, request), conversion, request, source_name=source_name)
 
 
@@ -131,6 +145,7 @@ def _compare(result: Runner, conversion: ForeignConversion, request: SourceReque
         )
     return Comparison(
         difference=functools.reduce(_worse, differences),
+        allowed=allowed,
         num_comparisons=len(conversion.cases),
         shape_used={name: array.shape for name, array in conversion.cases[0].feeds.items()},
         notes=notes,

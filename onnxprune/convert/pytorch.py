@@ -36,13 +36,10 @@ def convert_factory(arguments: JsonObject, folder: Path) -> None:
     """Call the factory, load its weights and export it into `folder` (runs in the child process)."""
     spec = arguments["factory"]
     subject = f"Factory '{spec}'"
-    import torch
-
-    # A module without weights has random ones, but the same in every run.
-    torch.manual_seed(arguments["seed"])
     try:
         factory = load_callable(spec, what="Factory")
         _check_takes_no_arguments(factory, subject)
+        _seed(arguments["seed"])
         returned = call_user_code(factory, spec=spec, what="Factory")
     except PluginError as error:
         # The traceback stays in this process: the message has its last line and its place.
@@ -57,6 +54,13 @@ def convert_factory(arguments: JsonObject, folder: Path) -> None:
         notes = load_weights(model.module, state_dict, path=path)
         model = replace(model, metadata={**state_dict.metadata, **model.metadata})
     _finish(model, arguments, folder, notes=notes)
+
+
+def _seed(seed: int) -> None:
+    """A module without weights has random ones, but the same in every run."""
+    import torch
+
+    torch.manual_seed(seed)
 
 
 def _check_takes_no_arguments(function: Callable[..., Any], subject: str) -> None:

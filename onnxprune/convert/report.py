@@ -50,6 +50,7 @@ class ConversionReport:
     not_compared_reason: str = ""
     num_comparisons: int = 0
     tolerance: float
+    """The limit that was held: of `difference.max_rel`, and for quantized sources of what the note about them says."""
     seed: int
     shape_used: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -191,12 +191,13 @@ def _open_keras_object(source: RecognizedSource, request: SourceRequest, progres
     from onnxprune.convert.tensorflow_objects import save_keras_object
 
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        path = save_keras_object(request.source, Path(folder) / "saved_model")
-        saved = dataclasses.replace(source, path=path)
+        saved = save_keras_object(request.source, Path(folder) / "saved_model")
         # Saved by this process from the caller's own object: its code has been trusted already.
-        arguments = _arguments(saved, dataclasses.replace(request, trust_source=True))
+        trusted = dataclasses.replace(request, trust_source=True, inputs=saved.inputs, outputs=saved.outputs)
+        source = dataclasses.replace(source, path=saved.path)
+        arguments = _arguments(source, trusted)
         function = _CONVERTERS[SourceKind.SAVED_MODEL].function
-        return _convert_in_child(saved, function, arguments, request, progress)
+        return _convert_in_child(source, function, arguments, request, progress)
 
 
 def _convert_in_child(
@@ -267,7 +268,7 @@ def _converted(
         difference=comparison.difference,
         not_compared_reason=comparison.not_compared_reason,
         num_comparisons=comparison.num_comparisons,
-        tolerance=request.tolerance,
+        tolerance=comparison.allowed,
         seed=request.seed,
         shape_used=comparison.shape_used,
         metadata=dict(metadata),

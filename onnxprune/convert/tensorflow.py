@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,12 @@ def convert_saved_model(arguments: JsonObject, folder: Path) -> None:
             "Check that its folder is complete (variables/), and that custom operators are not needed.",
         ) from error
     function = _signature(loaded, arguments["signature"], path)
+    declared = function.structured_input_signature[1]
     specs = [
-        tf.TensorSpec(spec.shape, spec.dtype, name=name)
-        for name, spec in function.structured_input_signature[1].items()
+        tf.TensorSpec(declared[name].shape, declared[name].dtype, name=name)
+        for name in _ordered(declared, arguments["inputs"])
     ]
-    names = list(function.structured_outputs)
+    names = _ordered(function.structured_outputs, arguments["outputs"])
     keys = [spec.name for spec in specs]
     labels = _labels_beside(path)
 
@@ -173,6 +175,16 @@ def _signature(loaded: Any, wanted: str | None, path: Path) -> Any:
             )
         wanted = _SERVING if _SERVING in known else known[0]
     return signatures[wanted]
+
+
+def _ordered(names: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """`names` as `wanted`, where that names the same; else sorted with numbers as numbers.
+
+    A signature is a map, which comes in another order in every process.
+    """
+    if set(wanted) == set(names):
+        return list(wanted)
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def _labels_beside(path: Path) -> dict[str, str]:

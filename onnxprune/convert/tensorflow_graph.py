@@ -181,12 +181,11 @@ class _Renumbering:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._interface = {value.name for value in (*graph.input, *graph.output)}
-        self._numbers: dict[str, str] = {
-            number: number for name in self._interface for number in _COUNTER.findall(name)
-        }
+        self._numbers: dict[str, str] = {}
+        taken = {number for name in self._interface for number in _COUNTER.findall(name)}
         self.order: dict[str, int] = {}
         """Settled names, and when each was seen first."""
-        self._free = (str(n) for n in itertools.count() if str(n) not in set(self._numbers.values()))
+        self._free = (str(n) for n in itertools.count() if str(n) not in taken)
 
     def of(self, name: str) -> str:
         """`name` with its counters replaced; names of the interface stay."""

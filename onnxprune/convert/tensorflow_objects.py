@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onnxprune.convert.tensorflow import call_keras, keras_output_names
 from onnxprune.errors import ModelError
 
-__all__ = ["save_keras_object"]
+__all__ = ["SavedKeras", "save_keras_object"]
 
 
-def save_keras_object(model: Any, folder: Path) -> Path:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedKeras:
+    """A SavedModel, and the order of inputs and outputs, which a SavedModel does not keep."""
+
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def save_keras_object(model: Any, folder: Path) -> SavedKeras:
     """Save the inference function of `model`, with its Keras names, into `folder`; the model stays as it was.
 
     Raises:
@@ -45,4 +55,4 @@ def save_keras_object(model: Any, folder: Path) -> Path:
     holder.model_variables = list(model.variables)
     holder.inference = function
     tf.saved_model.save(holder, str(folder), signatures=function)
-    return folder
+    return SavedKeras(path=folder, inputs=tuple(spec.name for spec in specs), outputs=tuple(names))

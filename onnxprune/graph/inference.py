@@ -102,7 +102,8 @@ def infer_types(
             if value in known and (value_info := style.value_info(value)):
                 proto.graph.value_info.append(value_info)
     result, message = _run(proto, collect_errors=collect_errors)
-    user_names = _dimension_names(model, known)
+    # Only of what is declared: a model may be cut into as many stretches as it has nodes.
+    user_names = _dimension_names(model, [known[value] for value in declared if value in known])
     types: dict[ir.Value, ValueType] = {}
     _collect(result.graph, {v.name: v for node in written for v in node.outputs if v.name}, types, user_names)
     for node, node_proto in zip(written, result.graph.node, strict=True):
@@ -186,9 +187,9 @@ def _value_info(name: str, type_: ir.TypeProtocol | None, shape: ir.Shape | None
     return ir.serde.serialize_value(ir.Value(name=name, type=type_, shape=shape if type_ is not None else None))
 
 
-def _dimension_names(model: ir.Model, known: Mapping[ir.Value, ValueType]) -> frozenset[str]:
+def _dimension_names(model: ir.Model, types: Sequence[ValueType]) -> frozenset[str]:
     shapes = [value.shape for value in (*model.graph.inputs, *model.graph.outputs)]
-    shapes += [entry.shape for entry in known.values()]
+    shapes += [entry.shape for entry in types]
     dims = (dim for shape in shapes if shape is not None for dim in shape)
     return frozenset(dim.value for dim in dims if isinstance(dim, ir.SymbolicDim) and dim.value)
 

@@ -306,6 +306,8 @@ MACS.add(
     *("Multinomial", "HannWindow", "HammingWindow", "BlackmanWindow", "MelWeightMatrix"),
     # numbers in other spellings
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+    # text and pictures
+    *("StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch", "TfIdfVectorizer", "ImageDecoder"),
     # sequences and optionals
     *("SequenceConstruct", "SequenceEmpty", "SequenceAt", "SequenceInsert", "SequenceErase", "SequenceLength"),
     *("ConcatFromSequence", "SplitToSequence", "Optional", "OptionalGetElement", "OptionalHasElement"),

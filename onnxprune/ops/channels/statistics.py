@@ -121,6 +121,14 @@ def _pool(flow: Flow) -> None:
         flow.freeze(labels[1], f"has its place counted in the indices of {flow.where}")
 
 
+@CHANNELS.register("GridSample", "RoiAlign", "MaxRoiPool")
+def _sample(flow: Flow) -> None:
+    """Values are read at places that hold for all channels; the batch axis of the result is another one."""
+    labels = flow.labels(0)
+    flow.freeze_input(0, f"is a batch or spatial axis of {flow.where}", axes=[0, *range(2, len(labels))])
+    flow.give([on_axis if axis == 1 else None for axis, on_axis in enumerate(labels)])
+
+
 @CHANNELS.register("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
 def _reduce_sum(flow: Flow) -> None:
     """A removed channel counts as zero, which leaves these as they are."""

@@ -56,8 +56,12 @@ def _rows(
         if axis != slices.axis and not kept.all():
             array = np.compress(kept, array, axis=axis)
     positions = slices.positions[alive]
-    taken = np.moveaxis(array, slices.axis, 0)[positions.reshape(-1)]
-    rows = np.ascontiguousarray(taken.reshape(len(positions), -1), dtype=np.float32)
+    wanted = positions.reshape(-1)
+    if not np.array_equal(wanted, np.arange(array.shape[slices.axis])):
+        # Along the axis as it lies in memory; picking from a transposed view is several times slower.
+        array = np.take(array, wanted, axis=slices.axis)
+    moved = np.moveaxis(array, slices.axis, 0)
+    rows = moved.reshape(len(positions), -1).astype(np.float32, copy=False)
     if not np.isfinite(rows).all():
         raise ModelError(
             f"Cannot rank the channels of '{slices.weight.name}': it holds values that are NaN or infinite.",

@@ -50,14 +50,14 @@ def test_user_error_in_the_child_is_the_same_error_here(write_module: Callable[.
 
 
 def test_crash_in_native_code_is_an_error(write_module: Callable[..., Path]) -> None:
-    net = write_module("import os\ndef make():\n    os.abort()\n")
+    net = write_module("import os\nos.abort()\n")
 
     with pytest.raises(ModelError, match=r"Source 'net.py:make': the converter crashed in native code \(SIGABRT\)"):
         open_source(SourceRequest(source=f"{net}:make"))
 
 
-def test_factory_that_hangs_is_stopped(write_module: Callable[..., Path], tmp_path: Path) -> None:
-    net = write_module("import time\ndef make():\n    time.sleep(600)\n")
+def test_file_that_hangs_is_stopped(write_module: Callable[..., Path], tmp_path: Path) -> None:
+    net = write_module("import time\ntime.sleep(600)\n")
     started_s = time.monotonic()
 
     with pytest.raises(ModelError, match="did not finish within 3 s and was stopped"):
@@ -66,22 +66,22 @@ def test_factory_that_hangs_is_stopped(write_module: Callable[..., Path], tmp_pa
     assert time.monotonic() - started_s < 60
 
 
-def test_factory_that_hoards_memory_is_stopped_at_the_limit(write_module: Callable[..., Path]) -> None:
-    net = write_module("def make():\n    return bytearray(8 << 30)\n")
+def test_file_that_hoards_memory_is_stopped_at_the_limit(write_module: Callable[..., Path]) -> None:
+    net = write_module("hoard = bytearray(8 << 30)\n")
 
     with pytest.raises(OnnxPruneError, match="MemoryError"):
         open_source(SourceRequest(source=f"{net}:make", memory_limit_bytes=2 << 30))
 
 
-def test_factory_that_exits_is_an_error(write_module: Callable[..., Path]) -> None:
-    net = write_module("import sys\ndef make():\n    sys.exit(0)\n")
+def test_file_that_exits_is_an_error(write_module: Callable[..., Path]) -> None:
+    net = write_module("import sys\nsys.exit(0)\n")
 
     with pytest.raises(PluginError, match="SystemExit"):
         open_source(SourceRequest(source=f"{net}:make"))
 
 
-def test_factory_that_reads_stdin_gets_nothing_instead_of_hanging(write_module: Callable[..., Path]) -> None:
-    net = write_module("def make():\n    return input('width? ')\n")
+def test_file_that_reads_stdin_gets_nothing_instead_of_hanging(write_module: Callable[..., Path]) -> None:
+    net = write_module("width = input('width? ')\n")
 
     with pytest.raises(PluginError, match="EOFError"):
         open_source(SourceRequest(source=f"{net}:make"))

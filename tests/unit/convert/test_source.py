@@ -207,6 +207,7 @@ def test_quantized_source_is_judged_by_noise_over_all_samples(model: CanonicalMo
     comparison = _compare(model, _conversion({"mean": one_off}, is_quantized=True))
 
     assert "root mean square difference is 0.1" in comparison.notes[0]
+    assert comparison.allowed == 0.25
     with pytest.raises(ModelError, match=r"'mean' by 0\.\d+ of its spread; allowed is 0.25"):
         _compare(model, _conversion({"mean": mean + spread * np.sign(mean)}, is_quantized=True))
 

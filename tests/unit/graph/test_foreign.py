@@ -183,9 +183,7 @@ def test_last_words_of_a_dying_tool_are_passed_on(model: CanonicalModel, tool: C
 def test_tool_that_hangs_is_stopped_although_it_ignores_signals(
     model: CanonicalModel, tool: Callable[[str], str]
 ) -> None:
-    start = time.monotonic()
     assert failure(model, tool("hang"), timeout_s=4.0) == "did not end within 4 s and was stopped"
-    assert time.monotonic() - start < 30
 
 
 def test_tool_that_eats_memory_is_stopped_before_the_machine_suffers(

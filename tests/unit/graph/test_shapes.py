@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.canonical import canonicalize
@@ -250,46 +249,3 @@ def test_only_shapes_that_nobody_can_infer_are_written(tmp_path: Path) -> None:
 
 
 # --- cost -------------------------------------------------------------------------------------------------------
-
-
-def chain(length: int, op_type: str, domain: str) -> ir.Model:
-    nodes = []
-    for index in range(length):
-        nodes.append(helper.make_node("MatMul", [f"v{index}", f"w{index}"], [f"m{index}"]))
-        nodes.append(helper.make_node(op_type, [f"m{index}"], [f"v{index + 1}"], domain=domain))
-    graph = helper.make_graph(
-        nodes,
-        "chain",
-        [helper.make_tensor_value_info("v0", 1, ["N", 64])],
-        [helper.make_tensor_value_info(f"v{length}", 1, ["N", 64])],
-        [numpy_helper.from_array(np.zeros((64, 64), np.float32), f"w{index}") for index in range(length)],
-    )
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-    proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return canonicalize(model_from_proto(proto, Path("model.onnx")), shape_rules=SHAPES)
-
-
-def seconds(model: ir.Model) -> float:
-    """Processor time of the fastest of three refreshes."""
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        refresh_shapes(model, SHAPES)
-        times.append(time.process_time() - start)
-    return min(times)
-
-
-@pytest.mark.parametrize(("op_type", "domain"), [("Relu", ""), ("FastGelu", "com.microsoft")])
-def test_refreshing_takes_time_in_proportion_to_the_graph(op_type: str, domain: str) -> None:
-    short, long = seconds(chain(50, op_type, domain)), seconds(chain(400, op_type, domain))
-    # Eight times the nodes; a quadratic algorithm would take 64 times as long.
-    assert long < 24 * short
-
-
-def test_resnet50_is_refreshed_in_a_fraction_of_a_second() -> None:
-    from onnxprune.convert.upgrade import upgrade_opset
-
-    model = load_model(Path(onnx.__file__).parent / "backend" / "test" / "data" / "light" / "light_resnet50.onnx")
-    upgrade_opset(model)
-    canonicalize(model, shape_rules=SHAPES)
-    assert seconds(model) < 0.3
