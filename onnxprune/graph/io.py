@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from onnxprune.errors import ModelError
 from onnxprune.graph.external import DataFile, FileTensor, resolve_location

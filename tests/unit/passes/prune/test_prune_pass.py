@@ -320,6 +320,12 @@ def test_parameters_that_bring_no_macs_are_said(run_verified: RunVerified) -> No
     assert report.notes[-1].startswith("Parameters fell by 48.4 %, but MACs only by 0.4 %")
 
 
+def test_widths_that_fast_kernels_don_t_take_are_said(run_verified: RunVerified) -> None:
+    (note,) = run_verified(prune(ratio=0.25), chain(16, 32, 10)).report.notes
+    assert note.startswith("The widths of 'h0_conv' are no longer multiples of 8")
+    assert run_verified(prune(ratio=0.25, channel_multiple=8), chain(16, 32, 10)).report.notes == ()
+
+
 def test_the_oracle_s_difference_is_reported_when_asked_for(run_verified: RunVerified) -> None:
     report = run_verified(prune(ratio=0.5, verify_oracle=True), conv_net()).report
     # Rounding of single-precision sums.
