@@ -33,7 +33,7 @@ import onnx_ir as ir
 from onnxprune.contracts import CanonicalModel, ModelFigures
 from onnxprune.errors import OutputError
 from onnxprune.graph.weights import constant_array, iter_windows
-from onnxprune.ops.macs import count_macs
+from onnxprune.ops.macs import count_macs_per_sample
 
 __all__ = [
     "SPARSE_STORAGES",
@@ -124,7 +124,7 @@ def model_figures(model: CanonicalModel) -> ModelFigures:
     weights = weight_figures(model)
     firsts = [value.shape[0] for value in model.graph.inputs if value.shape]
     sizes = {dim.value: 1 for dim in firsts if isinstance(dim, ir.SymbolicDim) and dim.value}
-    macs = count_macs(model, dims=sizes)
+    macs = count_macs_per_sample(model)
     shapes = {value.name: _sized_shape(value, sizes) for value in model.graph.inputs if value.name}
     return ModelFigures(
         parameters=sum(one.parameters for one in weights),

@@ -149,7 +149,7 @@ class _WeightFreeStyle:
 
     def initializer(self, value: ir.Value) -> onnx.TensorProto | str | None:
         tensor = value.const_value
-        if tensor is None or tensor.nbytes > _STEERING_UP_TO_BYTES or isinstance(tensor, ir.StringTensor):
+        if tensor is None or tensor.dtype is ir.DataType.STRING or tensor.nbytes > _STEERING_UP_TO_BYTES:
             return None
         proto = tensor_head(tensor, value.name or "")
         proto.raw_data = tensor.tobytes()

@@ -229,7 +229,7 @@ def _prepare(
     options: PipelineOptions,
 ) -> _Prepared:
     progress = options.progress
-    progress.note(f"Reading {request.source}")
+    progress.note(f"Reading {source_text(request.source)}")
     converted = open_source(request)
     source_hash = content_hash(converted.model)
     if options.lock is not None and options.lock.source_hash != source_hash:
@@ -381,6 +381,11 @@ def _build(prepared: _Prepared, state: ModelState, staging: Path, options: Pipel
     return tuple(artifacts)
 
 
+def source_text(source: object) -> str:
+    """The path or factory as it was given; of an object only its type, whose text can be pages long."""
+    return str(source) if isinstance(source, str | Path) else f"a {type(source).__name__}"
+
+
 def _stem(source: str) -> str:
     """File name without ending for artifacts: of the model file, or of the file that holds the factory."""
     return Path(source.partition(".py:")[0]).stem or "model"
@@ -405,8 +410,8 @@ def _yardstick(prepared: _Prepared, progress: Progress) -> Yardstick:
 
 
 def _measure_source(request: SourceRequest, prepared: _Prepared, yardstick: Yardstick) -> Measurements:
-    source = Path(str(request.source))
     if prepared.converted.report.kind is SourceKind.ONNX:
+        source = Path(str(request.source))
         return measure_source(yardstick, path=source, data_files=external_data_files(source))
     # Sources in other formats are measured as the ONNX model that they became.
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
@@ -424,7 +429,7 @@ def _budgets(recipe: Recipe, measurements: Sequence[Measurements], source: Measu
 def _describe_source(request: SourceRequest, prepared: _Prepared) -> JsonObject:
     report = prepared.converted.report
     return {
-        "path": str(request.source),
+        "path": source_text(request.source),
         "sha256": prepared.source_hash,
         "conversion": to_jsonable_python(report, inf_nan_mode="strings"),
         "inputs": [{"name": s.name, "dtype": s.dtype, "shape": s.shape} for s in prepared.runner.inputs],

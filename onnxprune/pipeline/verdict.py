@@ -8,6 +8,7 @@ from onnxprune.contracts import Measurements, ModelFigures
 
 __all__ = ["result_warnings"]
 
+NOTABLE_SLOWDOWN = 0.98  # of a speed-up whose whole interval lies below: within 2 % nobody feels a difference
 NOTABLE_ZEROS_RATIO = 0.1  # below it nobody takes the zeros for a saving
 
 
@@ -27,7 +28,7 @@ def result_warnings(
             )
         latency = measured.latency
         # A time that was taken elsewhere says nothing about the target; the report says that instead.
-        if latency is not None and measured.latency_on_target and latency.high < 1.0:
+        if latency is not None and measured.latency_on_target and latency.high < NOTABLE_SLOWDOWN:
             warnings.append(
                 f"{measured.target}: the artifact is slower than the source on its target: {1 / latency.ratio:.2f}x "
                 f"its latency (95 % interval {1 / latency.high:.2f} to {1 / latency.low:.2f})."

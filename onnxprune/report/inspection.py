@@ -12,7 +12,7 @@ from rich.text import Text
 from onnxprune.contracts import CanonicalModel, ModelFigures
 from onnxprune.evaluate.figures import model_figures
 from onnxprune.graph.metadata import module_path
-from onnxprune.ops.macs import count_macs
+from onnxprune.ops.macs import count_macs_per_sample
 from onnxprune.passes.prune import ChannelSummary, summarize_channels
 from onnxprune.report.figures import bytes_text, count_text
 
@@ -46,7 +46,7 @@ class Inspection:
 
 def inspect_model(model: CanonicalModel, *, with_channels: bool) -> Inspection:
     """Gather everything that `print_inspection` shows."""
-    macs = count_macs(model)
+    macs = count_macs_per_sample(model)
     layers = []
     for node in model.graph:
         weights = [value for value in node.inputs if value is not None and value.const_value is not None]
