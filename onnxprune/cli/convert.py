@@ -7,9 +7,11 @@ from pathlib import Path
 import click
 
 from onnxprune import api
-from onnxprune.cli.options import json_option, request_from, source_options, verbosity_options
+from onnxprune.cli.options import json_option, source_options, verbosity_options
 from onnxprune.cli.progress import make_progress
 from onnxprune.contracts import ModelState
+from onnxprune.convert.request import SourceRequest
+from onnxprune.convert.source import open_source
 from onnxprune.errors import UsageError
 
 __all__ = ["convert"]
@@ -22,14 +24,7 @@ __all__ = ["convert"]
 @verbosity_options
 def convert(
     *,
-    source: str,
-    weights: Path | None,
-    shapes: tuple[str, ...],
-    signature: str | None,
-    inputs: str | None,
-    outputs: str | None,
-    trust_source: bool,
-    custom_op_libraries: tuple[Path, ...],
+    request: SourceRequest,
     out: Path,
     as_json: bool,
     verbose: int,
@@ -42,22 +37,11 @@ def convert(
     progress = make_progress(verbosity=-1 if quiet else verbose)
     if out.suffix != ".onnx":
         raise UsageError(f"The output '{out}' does not end in '.onnx'.", "Write: --out model.onnx.")
-    if Path(source).exists() and out.exists() and out.samefile(source):
+    source = Path(str(request.source))
+    if source.exists() and out.exists() and out.samefile(source):
         raise UsageError(f"The output '{out}' is the source itself.", "Choose another name with --out.")
-    progress.note(f"Reading {source}")
-    converted = api.convert_model(
-        source,
-        request=request_from(
-            source=source,
-            weights=weights,
-            shapes=shapes,
-            signature=signature,
-            inputs=inputs,
-            outputs=outputs,
-            trust_source=trust_source,
-            custom_op_libraries=custom_op_libraries,
-        ),
-    )
+    progress.note(f"Reading {request.source}")
+    converted = open_source(request, progress=progress)
     api.save(ModelState(model=converted.model), out)
     if as_json:
         click.echo(to_json_text(converted.report))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from onnxprune import api
-from onnxprune.cli.options import json_option, request_from, source_options, verbosity_options
+from onnxprune.cli.options import json_option, source_options, verbosity_options
 from onnxprune.cli.progress import make_progress
+from onnxprune.convert.request import SourceRequest
+from onnxprune.convert.source import open_source
 
 __all__ = ["inspect"]
 
@@ -21,14 +20,7 @@ __all__ = ["inspect"]
 @verbosity_options
 def inspect(
     *,
-    source: str,
-    weights: Path | None,
-    shapes: tuple[str, ...],
-    signature: str | None,
-    inputs: str | None,
-    outputs: str | None,
-    trust_source: bool,
-    custom_op_libraries: tuple[Path, ...],
+    request: SourceRequest,
     channels: bool,
     show_all: bool,
     as_json: bool,
@@ -39,20 +31,8 @@ def inspect(
     from onnxprune.report.inspection import inspect_model, print_inspection
     from onnxprune.report.json import to_json_text
 
-    make_progress(verbosity=-1 if quiet else verbose)
-    converted = api.convert_model(
-        source,
-        request=request_from(
-            source=source,
-            weights=weights,
-            shapes=shapes,
-            signature=signature,
-            inputs=inputs,
-            outputs=outputs,
-            trust_source=trust_source,
-            custom_op_libraries=custom_op_libraries,
-        ),
-    )
+    progress = make_progress(verbosity=-1 if quiet else verbose)
+    converted = open_source(request, progress=progress)
     inspection = inspect_model(converted.model, with_channels=channels)
     if as_json:
         click.echo(to_json_text(inspection))

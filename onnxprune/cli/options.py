@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import click
 from onnxprune.convert.request import SourceRequest
 from onnxprune.errors import UsageError
 
-__all__ = ["json_option", "request_from", "source_options", "verbosity_options"]
+__all__ = ["json_option", "source_options", "verbosity_options"]
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -47,11 +48,38 @@ SOURCE_OPTIONS = (
 )
 
 
-def source_options(function: FunctionT) -> FunctionT:
-    """Add the SOURCE argument and the options that say how to read it."""
+def source_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the SOURCE argument and the options that say how to read it; the command gets them as one `request`."""
+
+    @functools.wraps(function)
+    def with_request(
+        *,
+        source: str,
+        weights: Path | None,
+        shapes: tuple[str, ...],
+        signature: str | None,
+        inputs: str | None,
+        outputs: str | None,
+        trust_source: bool,
+        custom_op_libraries: tuple[Path, ...],
+        **others: Any,
+    ) -> None:
+        request = SourceRequest(
+            source=source,
+            weights=weights,
+            shapes=dict(_parse_shape(text) for text in shapes),
+            signature=signature,
+            inputs=tuple(inputs.split(",")) if inputs else (),
+            outputs=tuple(outputs.split(",")) if outputs else (),
+            trust_source=trust_source,
+            custom_op_libraries=custom_op_libraries,
+        )
+        function(request=request, **others)
+
+    decorated: Callable[..., None] = with_request
     for option in reversed(SOURCE_OPTIONS):
-        function = option(function)
-    return function
+        decorated = option(decorated)
+    return decorated
 
 
 def verbosity_options(function: FunctionT) -> FunctionT:
@@ -61,32 +89,6 @@ def verbosity_options(function: FunctionT) -> FunctionT:
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
-
-
-def request_from(
-    *,
-    source: str,
-    weights: Path | None,
-    shapes: tuple[str, ...],
-    signature: str | None,
-    inputs: str | None,
-    outputs: str | None,
-    trust_source: bool,
-    custom_op_libraries: tuple[Path, ...],
-    seed: int = 0,
-) -> SourceRequest:
-    """The request that the source options describe."""
-    return SourceRequest(
-        source=source,
-        weights=weights,
-        shapes=dict(_parse_shape(text) for text in shapes),
-        signature=signature,
-        inputs=tuple(inputs.split(",")) if inputs else (),
-        outputs=tuple(outputs.split(",")) if outputs else (),
-        trust_source=trust_source,
-        custom_op_libraries=custom_op_libraries,
-        seed=seed,
-    )
 
 
 def _parse_shape(text: str) -> tuple[str, tuple[int | str, ...]]:

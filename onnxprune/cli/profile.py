@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from onnxprune import api
-from onnxprune.cli.options import json_option, request_from, source_options, verbosity_options
+from onnxprune.cli.options import json_option, source_options, verbosity_options
 from onnxprune.cli.progress import make_progress
+from onnxprune.convert.request import SourceRequest
+from onnxprune.convert.source import open_source
 
 __all__ = ["profile"]
 
@@ -24,14 +25,7 @@ __all__ = ["profile"]
 @verbosity_options
 def profile(
     *,
-    source: str,
-    weights: Path | None,
-    shapes: tuple[str, ...],
-    signature: str | None,
-    inputs: str | None,
-    outputs: str | None,
-    trust_source: bool,
-    custom_op_libraries: tuple[Path, ...],
+    request: SourceRequest,
     threads: int,
     against: Path | None,
     seconds: float,
@@ -46,19 +40,10 @@ def profile(
     from onnxprune.report.json import to_json_text
     from onnxprune.report.profile import print_profile, profile_model
 
-    make_progress(verbosity=-1 if quiet else verbose)
-    request = request_from(
-        source=source,
-        weights=weights,
-        shapes=shapes,
-        signature=signature,
-        inputs=inputs,
-        outputs=outputs,
-        trust_source=trust_source,
-        custom_op_libraries=custom_op_libraries,
-    )
-    is_artifact = Path(source).suffix in (".ort", ".onnx")
-    model = Path(source) if is_artifact else api.convert_model(source, request=request).model
+    progress = make_progress(verbosity=-1 if quiet else verbose)
+    source = Path(str(request.source))
+    is_artifact = source.suffix in (".ort", ".onnx")
+    model = source if is_artifact else open_source(request, progress=progress).model
     result = profile_model(
         model,
         shapes={name: tuple(dim for dim in shape if isinstance(dim, int)) for name, shape in request.shapes.items()},

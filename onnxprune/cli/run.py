@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from onnxprune import api
-from onnxprune.cli.options import json_option, request_from, source_options, verbosity_options
+from onnxprune.cli.options import json_option, source_options, verbosity_options
 from onnxprune.cli.progress import make_progress
+from onnxprune.convert.request import SourceRequest
 from onnxprune.errors import BudgetMissedError, UsageError
 
 __all__ = ["run"]
@@ -36,14 +37,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @verbosity_options
 def run(
     *,
-    source: str,
-    weights: Path | None,
-    shapes: tuple[str, ...],
-    signature: str | None,
-    inputs: str | None,
-    outputs: str | None,
-    trust_source: bool,
-    custom_op_libraries: tuple[Path, ...],
+    request: SourceRequest,
     recipe: Path | None,
     passes: tuple[str, ...] | None,
     targets: tuple[str, ...],
@@ -70,16 +64,6 @@ def run(
 
     if cache is not None and no_cache:
         raise UsageError("'--cache' and '--no-cache' exclude each other.")
-    request = request_from(
-        source=source,
-        weights=weights,
-        shapes=shapes,
-        signature=signature,
-        inputs=inputs,
-        outputs=outputs,
-        trust_source=trust_source,
-        custom_op_libraries=custom_op_libraries,
-    )
     job = api.prepare_job(
         request,
         recipe=recipe,

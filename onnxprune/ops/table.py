@@ -58,9 +58,7 @@ class OpTable(Generic[RowT]):
                 raise ValueError(f"Table '{self.name}' has a row for {domain}::{op_type}-{since_version} already.")
             versions[since_version] = row
 
-    def register(
-        self, *op_types: str, domain: str = "", since_version: int = 1
-    ) -> Callable[[RowT], RowT]:
+    def register(self, *op_types: str, domain: str = "", since_version: int = 1) -> Callable[[RowT], RowT]:
         """Decorator form of `add`, for tables whose rows are functions."""
 
         def decorate(row: RowT) -> RowT:

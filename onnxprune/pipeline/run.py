@@ -230,7 +230,7 @@ def _prepare(
 ) -> _Prepared:
     progress = options.progress
     progress.note(f"Reading {source_text(request.source)}")
-    converted = open_source(request)
+    converted = open_source(request, progress=progress)
     source_hash = content_hash(converted.model)
     if options.lock is not None and options.lock.source_hash != source_hash:
         raise UsageError(
