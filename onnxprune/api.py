@@ -145,10 +145,12 @@ def prepare_job(
 
 
 def run_job(job: Job) -> RunReport:
-    """Run it, and write the report beside the artifacts."""
-    report = run_pipeline(job.request, job.recipe, job.options)
-    write_text(job.options.out / REPORT_NAME, to_json_text(report) + "\n")
-    return report
+    """Run it; the report is written beside the artifacts."""
+    return run_pipeline(job.request, job.recipe, job.options, write_report=_write_report)
+
+
+def _write_report(report: RunReport, folder: Path) -> None:
+    write_text(folder / REPORT_NAME, to_json_text(report) + "\n")
 
 
 def dry_run_job(job: Job) -> DryRun:
@@ -173,6 +175,7 @@ def apply(
     *,
     calibration: CalibrationSource | None = None,
     evaluator: Evaluator | None = None,
+    custom_op_libraries: Sequence[Path] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[ModelState, PassReport]:
@@ -184,12 +187,19 @@ def apply(
         config: The pass's settings (see `onnxprune passes`).
         calibration: See `onnxprune.data.source.open_data`.
         evaluator: See `onnxprune.evaluate.open_evaluator`.
+        custom_op_libraries: Shared libraries with the model's custom operators.
         seed: Where the pass's randomness starts.
         progress: Shows what goes on.
     """
     pass_class = find_pass(pass_name)
     step = decode_recipe({"passes": [{"name": pass_name, **(config or {})}]}).steps[0]
-    context = PassContext(seed=seed, calibration=calibration, evaluator=evaluator, progress=progress or NullProgress())
+    context = PassContext(
+        seed=seed,
+        calibration=calibration,
+        evaluator=evaluator,
+        progress=progress or NullProgress(),
+        custom_op_libraries=tuple(custom_op_libraries),
+    )
     pass_ = pass_class(step.config)
     pass_.check(state)
     outcome = run_pass(pass_, state, context)
@@ -203,15 +213,33 @@ def build(
     *,
     out: str | Path,
     stem: str = "model",
+    provenance: Mapping[str, Any] | None = None,
+    custom_op_libraries: Sequence[Path] = (),
 ) -> Artifact:
-    """Write the artifact of one target into the folder `out`, loaded and run once before it is there."""
+    """Write the artifact of one target into `out/TARGET`, loaded and run once before it is there.
+
+    Args:
+        state: From `load` or `apply`.
+        target_name: As in `--target`.
+        config: The target's settings (see `onnxprune targets`).
+        out: Output folder.
+        stem: File name without ending.
+        provenance: JSON values to store in the artifact, such as the preprocessing.
+        custom_op_libraries: Shared libraries with the model's custom operators.
+    """
     step = decode_recipe({"targets": {target_name: dict(config or {})}}).targets[0]
     target = find_target(target_name)(step.config)
     target.check(state, will_quantize=False)
     with staged_folder(Path(out)) as staging:
         folder = staging / target_name
         folder.mkdir()
-        artifact = target.build(state, TargetContext(folder=folder, stem=stem))
+        context = TargetContext(
+            folder=folder,
+            stem=stem,
+            provenance=dict(provenance or {}),
+            custom_op_libraries=tuple(custom_op_libraries),
+        )
+        artifact = target.build(state, context)
     return _moved(artifact, Path(out) / target_name)
 
 

@@ -307,7 +307,6 @@ class PassContext:
     evaluator: Evaluator | None = None
     progress: Progress = field(default_factory=NullProgress)
     custom_op_libraries: tuple[Path, ...] = ()
-    targets: tuple[str, ...] = ()
 
     def rng(self) -> np.random.Generator:
         """A fresh generator that starts from `seed`."""
@@ -356,6 +355,11 @@ class Pass(abc.ABC, Generic[ConfigT, PlanT]):
     def changes_io_types(self) -> bool:
         """True when this configuration gives inputs and outputs other element types (names and shapes stay)."""
         return False
+
+    @property
+    def uses_calibration(self) -> bool:
+        """True when the result depends on calibration data where the run has some."""
+        return Requirement.CALIBRATION in self.requirements
 
     def check(self, state: ModelState) -> None:
         """Refuse early what can be seen from the source model (raises an `OnnxPruneError`). Reads only."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 from onnxprune.contracts import Pass, Target
 from onnxprune.errors import PluginError, UsageError, did_you_mean
 
-__all__ = ["PASSES", "TARGETS", "Plugin", "find_pass", "find_target", "list_plugins"]
+__all__ = ["PASSES", "TARGETS", "Plugin", "find_pass", "find_target", "list_plugins", "plugin_version"]
 
 Kind: TypeAlias = Literal["pass", "target"]
 
@@ -76,6 +76,15 @@ def find_target(name: str) -> type[Target[Any]]:
             f"Plug-in '{name}' is not a target: '{found!r}' does not derive from onnxprune.contracts.Target."
         )
     return found
+
+
+def plugin_version(kind: Kind, name: str) -> str:
+    """'onnxprune', or the distribution that brings a third party's plug-in and its version."""
+    origin = next((plugin.origin for plugin in list_plugins(kind) if plugin.name == name), "unknown")
+    try:
+        return f"{origin} {importlib.metadata.version(origin)}"
+    except importlib.metadata.PackageNotFoundError:
+        return origin
 
 
 def _find(kind: Kind, name: str) -> object:

@@ -113,6 +113,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "measure": MeasureOptions,
     "budget": Budget,
 }
+DEFAULT_TARGETS: dict[str, dict[str, Any]] = {"onnx": {}}
 TOP_LEVEL_KEYS = ("schema", "seed", "passes", "targets", *SECTIONS)
 
 
@@ -160,7 +161,10 @@ def overlay(
         settings: "prune.ratio=0.5", "targets.ort-mobile.platform=arm64", "seed=3": the value is TOML, or a bare word.
         sections: Values for whole sections, such as {"data": {"calibration": "images/"}}; None values are left out.
     """
+    check_form(tables)
     merged: JsonObject = copy.deepcopy(dict(tables))
+    if not merged.get("targets"):
+        merged["targets"] = copy.deepcopy(DEFAULT_TARGETS)
     if passes is not None:
         known = {entry["id"]: entry for entry in _pass_entries(merged.get("passes", []))}
         merged["passes"] = [known.get(name, {"name": name.partition("#")[0], "id": name}) for name in _with_ids(passes)]
@@ -174,6 +178,20 @@ def overlay(
     for setting in settings:
         _apply_setting(merged, setting)
     return merged
+
+
+def check_form(tables: Mapping[str, Any], *, where: str = "Recipe") -> None:
+    """Refuse what is not even of the right kind: `passes` is a list, everything else but seed and schema a table."""
+    for key in ("targets", *SECTIONS):
+        if not isinstance(tables.get(key, {}), dict):
+            raise UsageError(
+                f"{where}: '{key}' must be a table, got {tables[key]!r}.",
+                "Write: [targets.ort-mobile]." if key == "targets" else f"Write: [{key}].",
+            )
+    for name, table in tables.get("targets", {}).items():
+        if not isinstance(table, dict):
+            raise UsageError(f"{where}: 'targets.{name}' must be a table, got {table!r}.", f"Write: [targets.{name}].")
+    _pass_entries(tables.get("passes", []))
 
 
 def _with_ids(names: Sequence[str]) -> list[str]:
@@ -201,8 +219,9 @@ def _pass_entries(passes: Any) -> list[JsonObject]:
             )
         entries.append(dict(entry))
     ids = _with_ids([entry["name"] for entry in entries])
-    for entry, default_id in zip(entries, ids, strict=True):
-        entry.setdefault("id", default_id)
+    for index, (entry, default_id) in enumerate(zip(entries, ids, strict=True)):
+        if not isinstance(entry.setdefault("id", default_id), str) or not entry["id"]:
+            raise UsageError(f"passes[{index}]: 'id' must be a name, got {entry['id']!r}.")
     return entries
 
 
@@ -220,8 +239,8 @@ def _apply_setting(tables: JsonObject, setting: str) -> None:
         return
     if parts[0] == "targets" and len(parts) >= 3:
         parts = parts[1:]
-    targets = tables.get("targets", {})
-    if isinstance(targets, dict) and parts[0] in targets and len(parts) == 2:
+    targets = tables["targets"]
+    if parts[0] in targets and len(parts) == 2:
         targets[parts[0]] = {**targets[parts[0]], parts[1]: value}
         return
     entries = _pass_entries(tables.get("passes", []))
@@ -258,6 +277,7 @@ def decode_recipe(tables: Mapping[str, Any], *, origin: str = "the command line"
     for key in tables:
         if key not in TOP_LEVEL_KEYS:
             raise UsageError(f"{where}: unknown key '{key}'.", did_you_mean(key, TOP_LEVEL_KEYS))
+    check_form(tables, where=where)
     schema = tables.get("schema", SCHEMA)
     if schema != SCHEMA:
         raise UsageError(f"{where}: schema {schema!r} is not known.", f"This version reads schema {SCHEMA}.")
@@ -277,11 +297,8 @@ def decode_recipe(tables: Mapping[str, Any], *, origin: str = "the command line"
         if ids.count(step_id) > 1:
             raise UsageError(f"{where}: two passes have the id '{step_id}'.", "Give each pass an id of its own.")
 
-    target_tables = tables.get("targets", {})
-    if not isinstance(target_tables, dict):
-        raise UsageError(f"{where}: 'targets' must be a table.", "Write: [targets.ort-mobile].")
     targets = []
-    for name, table in (target_tables or {"onnx": {}}).items():
+    for name, table in (tables.get("targets") or DEFAULT_TARGETS).items():
         target_class = find_target(name)
         config = _decode_section(
             target_class.config_type, table, place=f"{where}, targets.{name}", owner=f"target '{name}'"
@@ -312,9 +329,7 @@ def decode_recipe(tables: Mapping[str, Any], *, origin: str = "the command line"
     )
 
 
-def _decode_section(section: type[ModelT], table: Any, *, place: str, owner: str) -> ModelT:
-    if not isinstance(table, dict):
-        raise UsageError(f"{place}: must be a table of keys and values, got {table!r}.")
+def _decode_section(section: type[ModelT], table: Mapping[str, Any], *, place: str, owner: str) -> ModelT:
     try:
         return section.model_validate(table)
     except ValidationError as error:

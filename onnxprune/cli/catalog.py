@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from onnxprune.cli.options import json_option
-from onnxprune.errors import UsageError, did_you_mean
+from onnxprune.cli.stdout import results_on_stdout
+from onnxprune.contracts import Pass, Target
+from onnxprune.errors import PluginError, UsageError, did_you_mean
 from onnxprune.plugins import Kind, find_pass, find_target, list_plugins
 
 __all__ = ["ops", "passes", "targets"]
@@ -46,10 +49,19 @@ def ops(*, op_type: str | None, as_json: bool) -> None:
                 f"No table knows the operator '{op_type}'.", did_you_mean(op_type, known).partition(" Known")[0]
             )
         coverage = found
-    if as_json:
-        click.echo(to_json_text(coverage))
-    else:
-        print_ops(coverage)
+    with results_on_stdout():
+        if as_json:
+            click.echo(to_json_text(coverage))
+        else:
+            print_ops(coverage)
+
+
+def _summary(find: Callable[[str], type[Pass[Any, Any] | Target[Any]]], name: str) -> str:
+    """What it does; of a third party's that is broken, what is wrong with it: the others are listed all the same."""
+    try:
+        return find(name).summary
+    except PluginError as error:
+        return error.message
 
 
 def _show(kind: Kind, name: str | None, *, as_json: bool) -> None:
@@ -59,17 +71,19 @@ def _show(kind: Kind, name: str | None, *, as_json: bool) -> None:
     find = find_pass if kind == "pass" else find_target
     if name is None:
         rows: list[dict[str, Any]] = [
-            {"name": plugin.name, "summary": find(plugin.name).summary, "from": plugin.origin}
+            {"name": plugin.name, "summary": _summary(find, plugin.name), "from": plugin.origin}
             for plugin in list_plugins(kind)
         ]
-        if as_json:
-            click.echo(to_json_text(rows))
-        else:
-            print_plugins(rows, kind=kind)
+        with results_on_stdout():
+            if as_json:
+                click.echo(to_json_text(rows))
+            else:
+                print_plugins(rows, kind=kind)
         return
     plugin_class = find(name)
     settings = describe_settings(plugin_class.config_type)
-    if as_json:
-        click.echo(to_json_text({"name": name, "summary": plugin_class.summary, "settings": settings}))
-    else:
-        print_settings(name, plugin_class.summary, settings)
+    with results_on_stdout():
+        if as_json:
+            click.echo(to_json_text({"name": name, "summary": plugin_class.summary, "settings": settings}))
+        else:
+            print_settings(name, plugin_class.summary, settings)

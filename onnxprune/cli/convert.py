@@ -9,6 +9,7 @@ import click
 from onnxprune import api
 from onnxprune.cli.options import json_option, source_options, verbosity_options
 from onnxprune.cli.progress import make_progress
+from onnxprune.cli.stdout import results_on_stdout
 from onnxprune.contracts import ModelState
 from onnxprune.convert.request import SourceRequest
 from onnxprune.convert.source import open_source
@@ -37,13 +38,16 @@ def convert(
     progress = make_progress(verbosity=-1 if quiet else verbose)
     if out.suffix != ".onnx":
         raise UsageError(f"The output '{out}' does not end in '.onnx'.", "Write: --out model.onnx.")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"The folder of the output '{out}' does not exist.", "Make it first.")
+    progress.note(f"Reading {request.source}")
+    converted = open_source(request, progress=progress)
     source = Path(str(request.source))
     if source.exists() and out.exists() and out.samefile(source):
         raise UsageError(f"The output '{out}' is the source itself.", "Choose another name with --out.")
-    progress.note(f"Reading {request.source}")
-    converted = open_source(request, progress=progress)
     api.save(ModelState(model=converted.model), out)
-    if as_json:
-        click.echo(to_json_text(converted.report))
-    else:
-        print_conversion(converted.report, out=out)
+    with results_on_stdout():
+        if as_json:
+            click.echo(to_json_text(converted.report))
+        else:
+            print_conversion(converted.report, out=out)

@@ -6,6 +6,7 @@ import click
 
 from onnxprune.cli.options import json_option, source_options, verbosity_options
 from onnxprune.cli.progress import make_progress
+from onnxprune.cli.stdout import results_on_stdout
 from onnxprune.convert.request import SourceRequest
 from onnxprune.convert.source import open_source
 
@@ -34,7 +35,8 @@ def inspect(
     progress = make_progress(verbosity=-1 if quiet else verbose)
     converted = open_source(request, progress=progress)
     inspection = inspect_model(converted.model, with_channels=channels)
-    if as_json:
-        click.echo(to_json_text(inspection))
-    else:
-        print_inspection(inspection, limit=None if show_all else 40)
+    with results_on_stdout():
+        if as_json:
+            click.echo(to_json_text(inspection))
+        else:
+            print_inspection(inspection, limit=None if show_all else 40)

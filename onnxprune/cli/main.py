@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import sys
 from typing import NoReturn
@@ -87,10 +86,6 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output (`| head`) has gone: not our error. The interpreter must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (KeyboardInterrupt, click.Abort, InterruptedRunError):
         _end_interrupted()
     except Exception as error:
@@ -107,5 +102,5 @@ def main() -> NoReturn:
 
 
 def _end_interrupted() -> NoReturn:
-    click.echo("Interrupted: nothing was written.", err=True)
+    click.echo("Interrupted: no artifact was written.", err=True)
     sys.exit(InterruptedRunError.exit_code)

@@ -8,8 +8,11 @@ import click
 
 from onnxprune.cli.options import json_option, source_options, verbosity_options
 from onnxprune.cli.progress import make_progress
+from onnxprune.cli.stdout import results_on_stdout
 from onnxprune.convert.request import SourceRequest
 from onnxprune.convert.source import open_source
+from onnxprune.errors import UsageError, quoted_list
+from onnxprune.graph.io import load_model
 
 __all__ = ["profile"]
 
@@ -43,6 +46,18 @@ def profile(
     progress = make_progress(verbosity=-1 if quiet else verbose)
     source = Path(str(request.source))
     is_artifact = source.suffix in (".ort", ".onnx")
+    useless = [
+        option
+        for option, value in (("--weights", request.weights), ("--signature", request.signature))
+        if is_artifact and value is not None
+    ]
+    if useless:
+        raise UsageError(f"{quoted_list(useless)} mean nothing for '{source.name}', which is timed as it is.")
+    for name, shape in request.shapes.items():
+        if not all(isinstance(size, int) for size in shape):
+            raise UsageError(f"The shape of '{name}' has a named axis, and timing needs a size for every axis.")
+    if source.suffix == ".onnx":
+        load_model(source)  # look at the file before a runtime does
     model = source if is_artifact else open_source(request, progress=progress).model
     result = profile_model(
         model,
@@ -52,7 +67,8 @@ def profile(
         against=against,
         min_seconds=seconds,
     )
-    if as_json:
-        click.echo(to_json_text(result))
-    else:
-        print_profile(result)
+    with results_on_stdout():
+        if as_json:
+            click.echo(to_json_text(result))
+        else:
+            print_profile(result)

@@ -9,6 +9,7 @@ import click
 from onnxprune import api
 from onnxprune.cli.options import json_option, source_options, verbosity_options
 from onnxprune.cli.progress import make_progress
+from onnxprune.cli.stdout import nothing_on_stdout, results_on_stdout
 from onnxprune.convert.request import SourceRequest
 from onnxprune.errors import BudgetMissedError, UsageError
 
@@ -80,17 +81,21 @@ def run(
         progress=make_progress(verbosity=-1 if quiet else verbose),
     )
     if dry_run:
-        dry = api.dry_run_job(job)
-        if as_json:
-            click.echo(to_json_text(dry))
-        else:
-            print_dry_run(dry)
+        with nothing_on_stdout():
+            dry = api.dry_run_job(job)
+        with results_on_stdout():
+            if as_json:
+                click.echo(to_json_text(dry))
+            else:
+                print_dry_run(dry)
         return
-    report = api.run_job(job)
-    if as_json:
-        click.echo(to_json_text(report))
-    else:
-        print_report(report, out=job.options.out)
+    with nothing_on_stdout():
+        report = api.run_job(job)
+    with results_on_stdout():
+        if as_json:
+            click.echo(to_json_text(report))
+        else:
+            print_report(report, out=job.options.out)
     missed = [outcome for outcome in report.budgets if not outcome.met]
     if missed:
         described = "; ".join(

@@ -177,7 +177,7 @@ def _load_exported(path: Path, *, shown_as: Path) -> ExportedProgram:
 
     try:
         return torch.export.load(path)
-    except Exception as error:  # a file from elsewhere may break the loader in any way
+    except Exception as error:  # a file may break the loader in any way (docs/adr/0007)
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ModelError(
             f"Source '{shown_as}' can't be loaded by PyTorch {torch.__version__}: "

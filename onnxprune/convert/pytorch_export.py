@@ -166,7 +166,7 @@ def _export(model: TorchModel) -> ir.Model:
             dynamo=True,
             verbose=False,
         )
-    except Exception as error:  # the exporter runs the user's forward, which may fail in any way
+    except Exception as error:  # runs the user's forward, fails in any way (docs/adr/0007)
         raise ModelError(
             f"PyTorch's exporter can't convert '{_class_name(model.module)}': {_reason(error)}",
             "Only what torch.export can trace becomes a graph: write the offending part without data-dependent Python, "

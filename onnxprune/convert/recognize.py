@@ -22,6 +22,7 @@ SUPPORTED_SOURCES = (
 )
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEAD_BYTES = 64
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ def _recognize_object(source: object) -> RecognizedSource:
 
 def _recognize_path(text: str) -> RecognizedSource:
     path = Path(text)
-    if not path.exists():
+    if not _exists(path):
         factory = parse_function_spec(text)
         if factory is not None:
             return _factory(text, factory)
@@ -87,6 +88,17 @@ def _recognize_path(text: str) -> RecognizedSource:
         if kind is not None:
             return RecognizedSource(kind=kind, name=path.name, path=path)
     raise ModelError(f"Source '{text}' is of no known kind.", f"A source is {SUPPORTED_SOURCES}.")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        text = str(path)
+        shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+        raise ModelError(
+            f"Source '{shown}' can't be looked for: {error.strerror}.", f"A source is {SUPPORTED_SOURCES}."
+        ) from error
 
 
 def _factory(text: str, factory: FunctionSpec) -> RecognizedSource:
@@ -144,11 +156,15 @@ def _is_zip_or_torch(path: Path, head: bytes) -> SourceKind | None:
         if suffix in (".pt", ".pth", ".th", ".ckpt", ".bin", ".pkl", ".safetensors"):
             raise refuse_torch_file(path)
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        # In a truncated archive the directory of an archive inside it may be found.
-        if min((info.header_offset for info in archive.infolist()), default=0) > 0:
-            raise _damaged_archive(path, suffix)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            first_offset = min((info.header_offset for info in archive.infolist()), default=0)
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        raise _damaged_archive(path, suffix) from error
+    # In a truncated archive the directory of an archive inside it may be found.
+    if first_offset > 0:
+        raise _damaged_archive(path, suffix)
     inner = {name.partition("/")[2] or name for name in names}
     if "config.json" in names and any(name.endswith(".weights.h5") for name in names):
         return SourceKind.KERAS_FILE

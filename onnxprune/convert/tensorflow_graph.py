@@ -144,7 +144,7 @@ def run_tf2onnx(convert: Callable[[], tuple[onnx.ModelProto, Any]], *, source: s
     tf2onnx.logging.set_level(logging.ERROR)
     try:
         model, _ = convert()
-    except Exception as error:  # tf2onnx raises whatever its handlers happen to raise
+    except Exception as error:  # raises whatever its handlers raise (docs/adr/0007)
         text = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
             f"tf2onnx can't convert '{source}': {type(error).__name__}: {text[:300]}",

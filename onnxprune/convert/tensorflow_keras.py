@@ -249,7 +249,7 @@ def _load(copy: Path, *, shown_as: Path, trust_source: bool) -> Any:
 
     try:
         return keras.models.load_model(copy, compile=False, safe_mode=not trust_source)
-    except Exception as error:  # a file from elsewhere may break the loader in any way
+    except Exception as error:  # a file may break the loader in any way (docs/adr/0007)
         text = " ".join(str(error).replace(str(copy), shown_as.name).split())
         reason = text if len(text) <= 300 else f"{text[:200]} ... {text[-90:]}"
         raise ModelError(

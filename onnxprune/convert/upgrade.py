@@ -17,6 +17,7 @@ from onnxprune.graph.functions import inline_functions
 from onnxprune.graph.names import give_unique_names
 from onnxprune.graph.opset import raise_opset
 from onnxprune.graph.shapes import infer_source_shapes
+from onnxprune.graph.weights import weight_bytes
 from onnxprune.ops.shapes import SHAPES
 from onnxprune.runtime.feeds import working_feeds
 from onnxprune.runtime.sessions import ort_runner_from_model, ort_runner_from_path
@@ -72,8 +73,7 @@ def compare_upgrade(
     def not_compared(reason: str) -> UpgradeReport:
         return UpgradeReport(from_opset=from_opset, to_opset=to_opset, difference=None, not_compared_reason=reason)
 
-    weight_bytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if weight_bytes > _MAX_COMPARED_BYTES:
+    if weight_bytes(model) > _MAX_COMPARED_BYTES:
         return not_compared(f"it has more than {_MAX_COMPARED_BYTES >> 30} GiB of weights")
     try:
         original = ort_runner_from_path(path, custom_op_libraries=custom_op_libraries, optimization="disabled")

@@ -22,7 +22,6 @@ from onnxprune.errors import BadDataError, PluginError, did_you_mean, quoted_lis
 __all__ = ["LABEL_KEYS", "ArrayReader", "FunctionReader", "PictureReader", "SampleReader", "match_arrays"]
 
 LABEL_KEYS = ("label", "labels", "y", "target", "targets", "class_index")
-_HASH_CHUNK_BYTES = 1 << 20
 
 
 class SampleReader(Protocol):

@@ -32,6 +32,7 @@ ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
 
 _FUNCTION_SPEC = re.compile(r"(?P<where>.+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<function>[A-Za-z_]\w*)")
+_SHOWN_CHARACTERS = 100
 _OWN_FOLDER = Path(__file__).resolve().parents[1]
 
 
@@ -48,10 +49,19 @@ def parse_function_spec(text: str) -> FunctionSpec | None:
     """The parts of 'path/file.py:function' or 'package.module:function'; None where `text` is neither.
 
     An existing path wins: a folder may have a colon in its name.
+
+    Raises:
+        UsageError: It looks like one, but the operating system takes no such name (too long, for one).
     """
     found = _FUNCTION_SPEC.fullmatch(text)
-    if found is None or Path(text).exists():
+    if found is None:
         return None
+    try:
+        if Path(text).exists():
+            return None
+    except OSError as error:
+        shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+        raise UsageError(f"'{shown}' can't be looked for: {error.strerror}.", "Check the path.") from error
     where = found["where"]
     if where.endswith(".py"):
         return FunctionSpec(file=Path(where), module="", function=found["function"])

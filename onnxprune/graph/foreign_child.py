@@ -18,9 +18,10 @@ from typing import Any
 
 import onnx
 
+from onnxprune.graph.limits import BIG_WEIGHTS_BYTES
+
 # Tools import them when they are there; that takes seconds and a gigabyte, and changes what some tools do.
 _BLOCKED_PACKAGES = ("torch", "tensorflow", "jax")
-_EXTERNAL_ABOVE_BYTES = 1_500_000_000
 _CODE_RESULT_WRONG = 3
 
 
@@ -44,7 +45,7 @@ def main(folder: Path) -> int:
     if not isinstance(result, onnx.ModelProto):
         print(f"the tool returned {type(result).__name__}, not a model", file=sys.stderr)  # noqa: T201
         return _CODE_RESULT_WRONG
-    is_big = sum(len(tensor.raw_data) for tensor in result.graph.initializer) > _EXTERNAL_ABOVE_BYTES
+    is_big = sum(len(tensor.raw_data) for tensor in result.graph.initializer) > BIG_WEIGHTS_BYTES
     onnx.save(result, folder / "output.onnx", save_as_external_data=is_big, location="output.onnx.data")
     return 0
 

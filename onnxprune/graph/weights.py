@@ -24,12 +24,24 @@ __all__ = [
     "replace_weight",
     "replace_weight_by_windows",
     "replace_weight_lazily",
+    "weight_bytes",
 ]
 
 StartEdit = Callable[[], Callable[[npt.NDArray[Any]], npt.NDArray[Any]]]
 """Starts one reading of a weight: gives the function that edits its windows in row-major order (and may count)."""
 
 _EDIT_WINDOW_BYTES = 1 << 20
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers, those of subgraphs included; a tensor that several share counts once."""
+    tensors = {
+        id(value.const_value): value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    }
+    return sum(tensors.values())
 
 
 def constant_array(value: ir.Value | None) -> npt.NDArray[Any] | None:

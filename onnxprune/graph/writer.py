@@ -22,18 +22,17 @@ import onnx_ir as ir
 
 from onnxprune.errors import OutputError
 from onnxprune.graph.external import FileTensor
+from onnxprune.graph.limits import BIG_WEIGHTS_BYTES
 from onnxprune.graph.metadata import MODULE_PATH_KEY, derived_module_path
 from onnxprune.graph.names import printable
 from onnxprune.graph.protos import fill_graph, sorted_metadata, tensor_head
 from onnxprune.graph.shapes import values_beyond_inference
-from onnxprune.graph.weights import EditedTensor
+from onnxprune.graph.weights import EditedTensor, weight_bytes
 
-__all__ = ["EXTERNAL_ABOVE_BYTES", "MAX_PROTO_BYTES", "content_hash", "model_bytes", "save_model"]
+__all__ = ["MAX_PROTO_BYTES", "content_hash", "model_bytes", "save_model"]
 
 MAX_PROTO_BYTES = 2**31 - 1
 """Protobuf's limit for one message."""
-EXTERNAL_ABOVE_BYTES = 1_500_000_000
-"""Weights of more bytes than this go into a data file; the rest of the 2 GiB is room for other tools' additions."""
 
 _INLINE_UP_TO_BYTES = 1024
 _PAGE_BYTES = 4096
@@ -49,7 +48,7 @@ def model_bytes(model: ir.Model) -> bytes:
     Raises:
         OutputError: The weights don't fit into one protobuf message.
     """
-    if _weight_bytes(model) > MAX_PROTO_BYTES:
+    if weight_bytes(model) > MAX_PROTO_BYTES:
         raise OutputError("The model's weights are too big for one ONNX file (2 GiB).", "Save it with external data.")
     return _serialized(_model_proto(model, _InlineStore(), _undefined_by_onnx(model)))
 
@@ -64,12 +63,12 @@ def save_model(model: ir.Model, path: Path, *, external_data: bool | None = None
         OutputError: The files can't be written; nothing is left of them then.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100 - as in io.load_model
-    weight_bytes = _weight_bytes(model)
+    size_bytes = weight_bytes(model)
     if external_data is None:
-        external_data = weight_bytes > EXTERNAL_ABOVE_BYTES
-    if not external_data and weight_bytes > MAX_PROTO_BYTES:
+        external_data = size_bytes > BIG_WEIGHTS_BYTES
+    if not external_data and size_bytes > MAX_PROTO_BYTES:
         raise OutputError(
-            f"'{path}' can't be written: {weight_bytes / 2**30:.1f} GiB of weights don't fit into one file (2 GiB).",
+            f"'{path}' can't be written: {size_bytes / 2**30:.1f} GiB of weights don't fit into one file (2 GiB).",
             "Leave `external_data` at None or set it to True.",
         )
     value_info = values_beyond_inference(model)
@@ -95,16 +94,6 @@ def _serialized(proto: onnx.ModelProto) -> bytes:
     if size_bytes > MAX_PROTO_BYTES:
         raise OutputError("The model is too big for one ONNX file (2 GiB).", "Save it with external data.")
     return bytes(proto.SerializeToString(deterministic=True))
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    tensors = {
-        id(value.const_value): value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    }
-    return sum(tensors.values())
 
 
 # --- files that appear complete or not at all -------------------------------------------------------------------

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.ops.table import OpTable
 
-__all__ = ["LAYOUT", "OpLayout", "WeightAxes", "has_weight", "weight_axes", "weight_of"]
+__all__ = ["LAYOUT", "OpLayout", "WeightAxes", "weight_axes", "weight_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +126,6 @@ def weight_of(node: ir.Node) -> ir.Value | None:
     if axes is None or not _is_constant(node, axes.weight_input):
         return None
     return node.inputs[axes.weight_input]
-
-
-def has_weight(node: ir.Node) -> bool:
-    """True when `node` computes with a constant main weight."""
-    return weight_of(node) is not None
 
 
 def _is_constant(node: ir.Node, position: int) -> bool:

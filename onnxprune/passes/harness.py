@@ -41,6 +41,7 @@ from onnxprune.errors import OnnxPruneError, PluginError, PreconditionError, Usa
 from onnxprune.graph.io import save_model
 from onnxprune.graph.shapes import refresh_shapes
 from onnxprune.graph.verify import verify
+from onnxprune.graph.weights import weight_bytes
 from onnxprune.ops.shapes import SHAPES
 
 __all__ = ["MAX_TRIAL_RUN_BYTES", "check_requirements", "plan_from_json", "plan_to_json", "run_pass"]
@@ -106,7 +107,10 @@ def run_pass(pass_: Pass[Any, Any], state: ModelState, context: PassContext, *, 
         OnnxPruneError: Whatever the pass itself refuses.
     """
     check_requirements(
-        [pass_], has_calibration=context.calibration is not None, has_evaluator=context.evaluator is not None
+        # Data are for deciding: a plan that is given has decided already.
+        [pass_],
+        has_calibration=context.calibration is not None or plan is not None,
+        has_evaluator=context.evaluator is not None or plan is not None,
     )
     if state.quantization is not None and not pass_.keeps_quantization:
         raise PreconditionError(
@@ -232,7 +236,7 @@ class _Case:
 
     def try_run(self, result: ir.Model) -> None:
         """Load and run the result once in ONNX Runtime, unless the model given could not be run either."""
-        if _weight_bytes(result) > MAX_TRIAL_RUN_BYTES:
+        if weight_bytes(result) > MAX_TRIAL_RUN_BYTES:
             return
         problem = self._run_problem(result)
         if problem and not self._run_problem(self.state.model):
@@ -270,7 +274,7 @@ class _Case:
                 plan_text = json.dumps(plan_to_json(self.pass_, self.plan), indent=1)
                 (folder / "plan.json").write_text(plan_text, encoding="utf-8")
             for stem, model in (("before", self.state.model), ("after", self.result)):
-                if model is not None and _weight_bytes(model) <= MAX_TRIAL_RUN_BYTES:
+                if model is not None and weight_bytes(model) <= MAX_TRIAL_RUN_BYTES:
                     save_model(model, folder / f"{stem}.onnx")
         except (OnnxPruneError, OSError, ValueError, TypeError, RuntimeError) as error:
             # A broken model may not even be writable; what was written before it is still worth keeping.
@@ -323,9 +327,3 @@ def _shape_holds(old: ir.Shape | None, new: ir.Shape | None) -> bool:
     if new is None or len(old) != len(new):
         return False
     return all(before == after for before, after in zip(old, new, strict=True) if isinstance(before, int))
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    graphs = (model.graph, *model.graph.subgraphs())
-    tensors = [value.const_value for graph in graphs for value in graph.initializers.values()]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -18,18 +19,28 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from onnxprune.contracts import JsonValue, ModelState, PassReport, QuantizationPlan
-from onnxprune.errors import ModelError, disk_errors
+from onnxprune.errors import ModelError, UsageError, disk_errors
 from onnxprune.graph.canonical import canonicalize
 from onnxprune.graph.io import load_model, save_model
 from onnxprune.ops.shapes import SHAPES
 
-__all__ = ["CachedPass", "PassCache", "chain_key"]
+__all__ = ["CachedPass", "PassCache", "chain_key", "file_hash"]
+
+
+ENTRY_FILE = "entry.json"
+_ENTRY_NAME = re.compile(r"[0-9a-f]{64}")
 
 
 def chain_key(previous: str, **parts: JsonValue) -> str:
     """The key of what follows from `previous` with `parts` (plain JSON values)."""
     text = json.dumps({"previous": previous, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 (hex) of a file's content."""
+    with disk_errors(f"Reading '{path}'"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +59,7 @@ class CachedPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
+    source_hash: str
     model_key: str | None
     report: PassReport
     plan: JsonValue
@@ -57,13 +69,16 @@ class _Entry:
 class PassCache:
     """Entries in a folder of their own, one folder a key."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, source_hash: str) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"The cache '{folder}' is a file, not a folder.", "Name a folder with --cache.")
         self._folder = folder
+        self._source_hash = source_hash
 
     def get(self, key: str, *, before: ModelState, before_model_key: str | None) -> CachedPass | None:
         """The entry for `key`, whose pass got `before`; None where there is no entry that can be read."""
         try:
-            entry = TypeAdapter(_Entry).validate_json((self._folder / key / "entry.json").read_bytes())
+            entry = TypeAdapter(_Entry).validate_json((self._folder / key / ENTRY_FILE).read_bytes())
             if entry.model_key == before_model_key:
                 model = before.model
             else:
@@ -97,8 +112,14 @@ class PassCache:
             try:
                 if not unchanged:
                     save_model(state.model, staging / "model.onnx")
-                entry = _Entry(model_key=model_key, report=report, plan=plan, quantization=state.quantization)
-                (staging / "entry.json").write_bytes(to_json(entry, inf_nan_mode="strings"))
+                entry = _Entry(
+                    source_hash=self._source_hash,
+                    model_key=model_key,
+                    report=report,
+                    plan=plan,
+                    quantization=state.quantization,
+                )
+                (staging / ENTRY_FILE).write_bytes(to_json(entry, inf_nan_mode="strings"))
                 place = self._folder / key
                 shutil.rmtree(place, ignore_errors=True)
                 staging.rename(place)
@@ -107,9 +128,16 @@ class PassCache:
         return CachedPass(state=state, report=report, plan=plan, model_key=model_key)
 
     def keep_only(self, keys: Collection[str]) -> None:
-        """Delete all entries but those of `keys`, so that a folder holds one run's entries and no more."""
+        """Delete this source's entries but those of `keys`; what else lies in the folder is not ours to delete."""
         if not self._folder.is_dir():
             return
         for item in self._folder.iterdir():
-            if item.name not in keys:
+            if _ENTRY_NAME.fullmatch(item.name) and item.name not in keys and self._is_of_this_source(item):
                 shutil.rmtree(item, ignore_errors=True)
+
+    def _is_of_this_source(self, entry_folder: Path) -> bool:
+        try:
+            entry = TypeAdapter(_Entry).validate_json((entry_folder / ENTRY_FILE).read_bytes())
+        except (OSError, ValidationError):
+            return False
+        return entry.source_hash == self._source_hash

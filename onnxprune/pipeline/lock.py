@@ -11,12 +11,24 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from onnxprune.contracts import JsonObject, JsonValue, Placement
-from onnxprune.errors import OutputError, UsageError
+from onnxprune.errors import OutputError, UsageError, quoted_list
+from onnxprune.recipe import Recipe, recipe_to_json
 
-__all__ = ["LOCK_NAME", "PlanLock", "PlannedPass", "read_lock", "render_lock"]
+__all__ = [
+    "LOCK_NAME",
+    "LOCK_SCHEMA",
+    "PlanLock",
+    "PlannedPass",
+    "check_lock",
+    "decisive_tables",
+    "placements_for",
+    "read_lock",
+    "render_lock",
+]
 
 LOCK_NAME = "plan.lock.json"
 LOCK_SCHEMA = 1
+DECIDE_ANEW = "Run without --plan to decide anew."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +42,7 @@ class PlannedPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanLock:
-    """All decisions of one run. `recipe` is complete: `--plan` needs no recipe beside it."""
+    """All decisions of one run. `recipe` says all that shapes the artifact: `--plan` needs no recipe beside it."""
 
     schema: int
     source_hash: str
@@ -42,6 +54,52 @@ class PlanLock:
     def plan_of(self, step_id: str) -> JsonValue | None:
         """The decisions of one pass, or None where the lock has none."""
         return next((entry.plan for entry in self.passes if entry.step_id == step_id), None)
+
+
+def decisive_tables(recipe: Recipe) -> JsonObject:
+    """The parts of a recipe that shape the artifact; data, budgets and measuring belong to the run, not to the plan."""
+    tables = recipe_to_json(recipe)
+    return {key: tables[key] for key in ("schema", "seed", "passes", "targets", "preprocess")}
+
+
+def check_lock(lock: PlanLock, *, source_hash: str, recipe: Recipe) -> None:
+    """Refuse to combine a lock with what it was not made for.
+
+    Raises:
+        UsageError: It was made from another model, for other passes, or for other settings of them.
+    """
+    if lock.source_hash != source_hash:
+        raise UsageError(
+            f"The plan was made from another model (source hash {lock.source_hash[:12]}..., this one has "
+            f"{source_hash[:12]}...).",
+            DECIDE_ANEW,
+        )
+    tables = decisive_tables(recipe)
+    planned, asked = ([entry["id"] for entry in recipe_tables["passes"]] for recipe_tables in (lock.recipe, tables))
+    if planned != asked:
+        raise UsageError(
+            f"The plan was made for the passes {quoted_list(planned) or 'none'}, and this run asks for "
+            f"{quoted_list(asked) or 'none'}.",
+            DECIDE_ANEW,
+        )
+    for before, now in zip(lock.recipe["passes"], tables["passes"], strict=True):
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            raise UsageError(
+                f"The plan was made with another '{changed[0]}' of pass '{now['id']}': {before.get(changed[0])!r}, and "
+                f"this run asks for {now[changed[0]]!r}.",
+                DECIDE_ANEW,
+            )
+
+
+def placements_for(lock: PlanLock, recipe: Recipe) -> Mapping[str, Placement]:
+    """The lock's placements of those targets whose settings are still the same; the others decide anew."""
+    targets = decisive_tables(recipe)["targets"]
+    return {
+        name: placement
+        for name, placement in lock.placements.items()
+        if targets.get(name) == lock.recipe["targets"].get(name)
+    }
 
 
 def render_lock(lock: PlanLock) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -37,8 +38,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
     try:
         yield staging
         with disk_errors(f"Writing to '{out}'"):
-            for item in sorted(staging.iterdir()):
-                _replace(item, out / item.name, staging)
+            _move_into_place(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         for folder in made:
@@ -46,11 +46,26 @@ def staged_folder(out: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _replace(new: Path, place: Path, staging: Path) -> None:
-    # A folder can't be renamed over one that has content: the old one goes aside first, and is deleted with staging.
-    if place.is_dir() and not place.is_symlink():
-        place.replace(staging / f"{place.name}.old")
-    new.replace(place)
+def _move_into_place(staging: Path, out: Path) -> None:
+    """Move everything of `staging` to `out`, or, when anything interrupts that, leave `out` as it was."""
+    aside = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=out))
+    begun: list[str] = []
+    try:
+        for name in sorted(item.name for item in staging.iterdir()):
+            begun.append(name)
+            # A folder can't be renamed over one that has content: what stands there goes aside first.
+            if os.path.lexists(out / name):
+                (out / name).replace(aside / name)
+            (staging / name).replace(out / name)
+    except BaseException:
+        for name in reversed(begun):
+            if os.path.lexists(out / name) and not os.path.lexists(staging / name):
+                (out / name).replace(staging / name)
+            if os.path.lexists(aside / name):
+                (aside / name).replace(out / name)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,9 +6,10 @@ and every pass's and target's own check before the first pass starts.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,21 @@ from onnxprune.evaluate.figures import model_figures
 from onnxprune.graph.io import external_data_files, save_model
 from onnxprune.graph.writer import content_hash
 from onnxprune.passes.harness import check_requirements, plan_from_json, plan_to_json, run_pass
-from onnxprune.pipeline.cache import PassCache, chain_key
-from onnxprune.pipeline.lock import LOCK_NAME, LOCK_SCHEMA, PlanLock, PlannedPass, render_lock
+from onnxprune.pipeline.cache import PassCache, chain_key, file_hash
+from onnxprune.pipeline.lock import (
+    LOCK_NAME,
+    LOCK_SCHEMA,
+    PlanLock,
+    PlannedPass,
+    check_lock,
+    decisive_tables,
+    placements_for,
+    render_lock,
+)
 from onnxprune.pipeline.measure import Yardstick, measure_artifact, measure_source, sample_batches
 from onnxprune.pipeline.output import staged_folder, write_text
 from onnxprune.pipeline.verdict import result_warnings
-from onnxprune.plugins import find_pass, find_target
+from onnxprune.plugins import find_pass, find_target, plugin_version
 from onnxprune.recipe import Recipe, recipe_to_json
 from onnxprune.runtime.host import host_summary, runtime_versions
 from onnxprune.runtime.sessions import ort_runner_from_model
@@ -62,6 +72,7 @@ from onnxprune.runtime.sessions import ort_runner_from_model
 __all__ = ["REPORT_SCHEMA", "DryRun", "PipelineOptions", "dry_run", "run_pipeline"]
 
 REPORT_SCHEMA = 1
+logger = logging.getLogger(__name__)
 FIDELITY_BUDGETS = ("fidelity_cosine", "fidelity_snr_db", "fidelity_max_abs")
 
 
@@ -80,7 +91,7 @@ class PipelineOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """What a run would do: each pass's plan (JSON) and report, and what the targets say. Nothing was written."""
+    """What a run would do: each pass's plan (JSON) and report. Nothing was written."""
 
     plans: Mapping[str, JsonValue]
     reports: tuple[PassReport, ...]
@@ -109,10 +120,17 @@ class _PassesResult:
     plans: tuple[PlannedPass, ...]
 
 
-def run_pipeline(request: SourceRequest, recipe: Recipe, options: PipelineOptions) -> RunReport:
-    """Do what `recipe` says to the model that `request` names, and write artifacts, plan and figures to `options.out`.
+def run_pipeline(
+    request: SourceRequest,
+    recipe: Recipe,
+    options: PipelineOptions,
+    *,
+    write_report: Callable[[RunReport, Path], None],
+) -> RunReport:
+    """Do what `recipe` says to the model that `request` names, and write artifacts, plan and report to `options.out`.
 
-    A missed budget is not raised: it stands in the report, and the artifact is kept.
+    A missed budget is not raised: it stands in the report, and the artifact is kept. `write_report` gets the report and
+    the folder to write it to, which becomes `options.out` together with everything else.
 
     Raises:
         OnnxPruneError: See `onnxprune.errors`; nothing in `options.out` has changed then.
@@ -120,13 +138,14 @@ def run_pipeline(request: SourceRequest, recipe: Recipe, options: PipelineOption
     started = time.monotonic()
     progress = options.progress
     passes, targets = _instantiate(recipe)
-    _check_requirements(recipe, passes, targets)
-    _check_not_the_source(request, recipe, options.out)
+    _check_requirements(recipe, passes, targets, is_planned=options.lock is not None)
     with staged_folder(options.out) as staging:
         prepared = _prepare(request, recipe, passes, targets, options)
+        _check_not_the_source(request, recipe, options.out)
+        # The source is scored first: bad evaluation data or a failing evaluator shows before the passes' work.
+        yardstick = _yardstick(prepared, progress)
         done = _run_passes(prepared, options)
         artifacts = _build(prepared, done.state, staging, options)
-        yardstick = _yardstick(prepared, progress)
         source_measurements = _measure_source(request, prepared, yardstick)
         measurements = tuple(
             measure_artifact(artifact, target, yardstick, progress)
@@ -135,14 +154,14 @@ def run_pipeline(request: SourceRequest, recipe: Recipe, options: PipelineOption
         lock = PlanLock(
             schema=LOCK_SCHEMA,
             source_hash=prepared.source_hash,
-            recipe=recipe_to_json(recipe),
+            recipe=decisive_tables(recipe),
             passes=done.plans,
             placements={a.target: a.placement for a in artifacts if a.placement is not None},
             versions=runtime_versions(),
         )
         write_text(staging / LOCK_NAME, render_lock(lock))
         before, after = model_figures(prepared.converted.model), model_figures(done.state.model)
-        return RunReport(
+        report = RunReport(
             schema=REPORT_SCHEMA,
             source=_describe_source(request, prepared),
             recipe=recipe_to_json(recipe),
@@ -158,12 +177,14 @@ def run_pipeline(request: SourceRequest, recipe: Recipe, options: PipelineOption
             host=host_summary(),
             duration_s=time.monotonic() - started,
         )
+        write_report(report, staging)
+    return report
 
 
 def dry_run(request: SourceRequest, recipe: Recipe, options: PipelineOptions) -> DryRun:
     """Run all checks and passes in memory, build nothing and write nothing."""
     passes, targets = _instantiate(recipe)
-    _check_requirements(recipe, passes, targets)
+    _check_requirements(recipe, passes, targets, is_planned=options.lock is not None)
     prepared = _prepare(request, recipe, passes, targets, options)
     done = _run_passes(prepared, replace(options, cache=None))
     return DryRun(plans={entry.step_id: entry.plan for entry in done.plans}, reports=done.reports)
@@ -178,10 +199,14 @@ def _instantiate(recipe: Recipe) -> tuple[tuple[Pass[Any, Any], ...], tuple[Targ
     return passes, targets
 
 
-def _check_requirements(recipe: Recipe, passes: Sequence[Pass[Any, Any]], targets: Sequence[Target[Any]]) -> None:
-    """What can be refused without opening anything."""
+def _check_requirements(
+    recipe: Recipe, passes: Sequence[Pass[Any, Any]], targets: Sequence[Target[Any]], *, is_planned: bool
+) -> None:
+    """What can be refused without opening anything. Passes whose plans are given need no data."""
     check_requirements(
-        passes, has_calibration=recipe.data.calibration is not None, has_evaluator=recipe.data.eval is not None
+        passes,
+        has_calibration=recipe.data.calibration is not None or is_planned,
+        has_evaluator=recipe.data.eval is not None or is_planned,
     )
     if recipe.budget.score_drop is not None and (recipe.data.eval is None or not recipe.measure.score):
         raise PreconditionError(
@@ -210,7 +235,7 @@ def _check_requirements(recipe: Recipe, passes: Sequence[Pass[Any, Any]], target
 
 
 def _check_not_the_source(request: SourceRequest, recipe: Recipe, out: Path) -> None:
-    if not isinstance(request.source, str) or not Path(request.source).exists():
+    if not isinstance(request.source, str | Path) or not Path(request.source).exists():
         return
     source = Path(request.source)
     for target in recipe.targets:
@@ -232,17 +257,15 @@ def _prepare(
     progress.note(f"Reading {source_text(request.source)}")
     converted = open_source(request, progress=progress)
     source_hash = content_hash(converted.model)
-    if options.lock is not None and options.lock.source_hash != source_hash:
-        raise UsageError(
-            f"The plan was made from another model (source hash {options.lock.source_hash[:12]}..., "
-            f"this one has {source_hash[:12]}...).",
-            "Run without --plan to decide anew.",
-        )
+    if options.lock is not None:
+        check_lock(options.lock, source_hash=source_hash, recipe=recipe)
     runner = ort_runner_from_model(
         converted.model, threads=recipe.measure.threads, custom_op_libraries=request.custom_op_libraries
     )
     inputs = runner.inputs
-    calibration = _open_calibration(recipe, inputs)
+    calibration = None
+    if options.lock is None or any(options.lock.plan_of(pass_.pass_id) is None for pass_ in passes):
+        calibration = _open_calibration(recipe, inputs)
     evaluator = None
     if recipe.data.eval is not None:
         evaluator = open_evaluator(
@@ -254,14 +277,13 @@ def _prepare(
         pass_.check(state)
     for target in targets:
         target.check(state, will_quantize=will_quantize)
-    warnings = tuple(w for w in (overlap_warning(calibration, evaluator),) if w)
+    warnings = tuple(w for w in (overlap_warning(calibration, evaluator), _version_warning(options.lock)) if w)
     context = PassContext(
         seed=recipe.seed,
         calibration=calibration,
         evaluator=evaluator,
         progress=progress,
         custom_op_libraries=request.custom_op_libraries,
-        targets=tuple(step.name for step in recipe.targets),
     )
     return _Prepared(
         recipe=recipe,
@@ -275,6 +297,19 @@ def _prepare(
         context=context,
         warnings=warnings,
     )
+
+
+def _version_warning(lock: PlanLock | None) -> str:
+    """Says that the plan was made with other versions, or ""."""
+    if lock is None:
+        return ""
+    now = runtime_versions()
+    other = [
+        f"{name} {then} (now {now.get(name, 'missing')})"
+        for name, then in lock.versions.items()
+        if now.get(name) != then
+    ]
+    return f"The plan was made with other versions, so bytes may differ: {', '.join(other)}." if other else ""
 
 
 def _open_calibration(recipe: Recipe, inputs: Sequence[TensorSpec]) -> CalibrationSource | None:
@@ -292,12 +327,12 @@ def _open_calibration(recipe: Recipe, inputs: Sequence[TensorSpec]) -> Calibrati
 
 
 def _run_passes(prepared: _Prepared, options: PipelineOptions) -> _PassesResult:
-    cache = PassCache(options.cache) if options.cache is not None else None
+    cache = PassCache(options.cache, source_hash=prepared.source_hash) if options.cache is not None else None
     state = ModelState(model=prepared.converted.model)
     key = chain_key(
         prepared.source_hash,
         versions=runtime_versions(),
-        custom_op_libraries=[path.name for path in prepared.context.custom_op_libraries],
+        custom_op_libraries=[file_hash(path) for path in prepared.context.custom_op_libraries],
     )
     model_key: str | None = None
     reports: list[PassReport] = []
@@ -307,7 +342,11 @@ def _run_passes(prepared: _Prepared, options: PipelineOptions) -> _PassesResult:
         given_plan = options.lock.plan_of(pass_.pass_id) if options.lock is not None else None
         key = chain_key(key, **_pass_identity(pass_, prepared, given_plan))
         keys.append(key)
-        found = cache.get(key, before=state, before_model_key=model_key) if cache is not None else None
+        # What an evaluator's code returns can't be told from its name: such a pass is always run.
+        is_repeatable = Requirement.EVALUATOR not in pass_.requirements or given_plan is not None
+        found = None
+        if cache is not None and is_repeatable:
+            found = cache.get(key, before=state, before_model_key=model_key)
         if found is not None:
             options.progress.note(f"[{number}/{len(prepared.passes)}] {pass_.pass_id}: taken from the cache")
             state, report, plan, model_key = found.state, found.report, found.plan, found.model_key
@@ -322,6 +361,9 @@ def _run_passes(prepared: _Prepared, options: PipelineOptions) -> _PassesResult:
                 )
                 model_key = stored.model_key
             state = outcome.state
+            if not is_repeatable:
+                key = chain_key(key, result=content_hash(state.model))
+        _log(report)
         reports.append(report)
         plans.append(PlannedPass(step_id=pass_.pass_id, name=pass_.name, plan=plan))
     if cache is not None:
@@ -329,18 +371,27 @@ def _run_passes(prepared: _Prepared, options: PipelineOptions) -> _PassesResult:
     return _PassesResult(state=state, reports=tuple(reports), plans=tuple(plans))
 
 
+def _log(report: PassReport) -> None:
+    logger.info("%s: %s", report.pass_id, report.summary)
+    for note in report.notes:
+        logger.info("%s: %s", report.pass_id, note)
+    for change in report.changes:
+        logger.debug("%s: %s: %s %s", report.pass_id, change.where, change.what, dict(change.figures))
+    for skip in report.skips:
+        logger.debug("%s: %s: left alone, %s", report.pass_id, skip.where, skip.reason)
+
+
 def _pass_identity(pass_: Pass[Any, Any], prepared: _Prepared, given_plan: JsonValue | None) -> JsonObject:
     """Everything besides the model that a pass's result depends on."""
     identity: JsonObject = {
         "pass": pass_.name,
+        "from": plugin_version("pass", pass_.name),
         "config": pass_.config.model_dump(mode="json"),
         "seed": prepared.recipe.seed,
         "plan": given_plan,
     }
-    if Requirement.CALIBRATION in pass_.requirements and prepared.calibration is not None:
+    if pass_.uses_calibration and prepared.calibration is not None and given_plan is None:
         identity["calibration"] = prepared.calibration.content_hash
-    if Requirement.EVALUATOR in pass_.requirements:
-        identity["eval"] = prepared.recipe.data.model_dump(mode="json")
     return identity
 
 
@@ -349,7 +400,7 @@ def _pass_identity(pass_: Pass[Any, Any], prepared: _Prepared, given_plan: JsonV
 
 def _build(prepared: _Prepared, state: ModelState, staging: Path, options: PipelineOptions) -> tuple[Artifact, ...]:
     recipe = prepared.recipe
-    placements: Mapping[str, Placement] = options.lock.placements if options.lock is not None else {}
+    placements: Mapping[str, Placement] = placements_for(options.lock, recipe) if options.lock is not None else {}
     provenance: JsonObject = {
         "source_hash": prepared.source_hash,
         "preprocess": recipe.preprocess.model_dump(mode="json"),

@@ -139,7 +139,8 @@ def _before_after(report: RunReport) -> Table:
         score = source.score
         row(f"Score: {score.metric}", f"{score.value:.4f}", lambda m: _score_cells(score, m.score))
     if any(m.fidelity is not None for m in report.measurements):
-        row("Outputs against source", "", _fidelity_cells)
+        samples = next(m.fidelity.num_samples for m in report.measurements if m.fidelity is not None)
+        row(f"Outputs, worst of {samples} samples", "", _fidelity_cells)
     return table
 
 

@@ -65,7 +65,7 @@ def call_in_child(
     (folder / ANSWER_FILE).unlink(missing_ok=True)
     with (folder / LOG_FILE).open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "onnxprune.runtime.child_main", str(folder)],
+            [sys.executable, "-P", "-m", "onnxprune.runtime.child_main", str(folder)],
             stdin=subprocess.PIPE,  # the child ends itself when this pipe closes, also when this process is killed
             stdout=log,
             stderr=log,
@@ -87,8 +87,9 @@ def call_in_child(
 
 
 def _python_path() -> str:
-    # The child finds what this process finds, wherever the caller's sys.path came from.
-    return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    # The child imports what this process could import, but nothing from the current folder, where a `numpy.py` may lie.
+    # Users' functions that are named by module get that folder back when they are loaded (data/user_code.py).
+    return os.pathsep.join(entry for entry in sys.path if entry)
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:

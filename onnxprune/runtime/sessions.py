@@ -19,6 +19,8 @@ import onnx_ir as ir
 from onnxprune.contracts import Batch, TensorSpec, numpy_dtype
 from onnxprune.errors import BadDataError, ModelError, OutputError, UsageError, did_you_mean, quoted_list
 from onnxprune.graph.io import model_bytes, save_model
+from onnxprune.graph.limits import BIG_WEIGHTS_BYTES
+from onnxprune.graph.weights import weight_bytes
 from onnxprune.runtime.ort_errors import load_error, ort_exceptions, run_error
 
 if TYPE_CHECKING:
@@ -28,9 +30,6 @@ __all__ = ["Optimization", "OrtRunner", "ort_runner_from_model", "ort_runner_fro
 
 Optimization: TypeAlias = Literal["all", "extended", "basic", "disabled"]
 """How far ONNX Runtime rewrites the graph before it runs; "all" is what applications get by default."""
-
-# Above this, a model goes to ONNX Runtime through a file with external data: protobuf ends at 2 GiB.
-MAX_IN_MEMORY_BYTES = 1_500_000_000
 
 # Levels of OrtLoggingLevel: only what is fatal; errors reach us as exceptions.
 _LOG_FATAL = 4
@@ -221,7 +220,7 @@ def ort_runner_from_model(
     subject = f"Model '{model.graph.name}'" if model.graph.name else "The model"
     options = _session_options(threads, custom_op_libraries, optimization, profile_prefix)
     declared = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs) if value.name}
-    if _weight_bytes(model) <= MAX_IN_MEMORY_BYTES:
+    if weight_bytes(model) <= BIG_WEIGHTS_BYTES:
         return _runner(model_bytes(model), options, threads=threads, subject=subject, declared=declared)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
@@ -298,15 +297,6 @@ def _with_extra_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     present = {value.name for value in graph.outputs}
     graph.outputs.extend(values[name] for name in dict.fromkeys(names) if name not in present)
     return clone
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
 
 
 def _spec(argument: onnxruntime.NodeArg, subject: str, declared: ir.Value | None) -> TensorSpec:

@@ -16,6 +16,7 @@ from onnxprune.contracts import (
 )
 from onnxprune.errors import TargetError, disk_errors
 from onnxprune.graph.io import save_model
+from onnxprune.graph.weights import weight_bytes
 from onnxprune.runtime.host import host_isa
 from onnxprune.runtime.sessions import ort_runner_from_path
 from onnxprune.targets.building import (
@@ -28,7 +29,6 @@ from onnxprune.targets.building import (
     require_spelling,
     scratch_folder,
     spell_for,
-    weight_bytes,
     with_provenance,
     zeros_finding,
 )

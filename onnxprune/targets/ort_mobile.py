@@ -19,6 +19,7 @@ from onnxprune.contracts import (
 )
 from onnxprune.errors import PreconditionError, TargetError, disk_errors
 from onnxprune.graph.io import save_model
+from onnxprune.graph.weights import weight_bytes
 from onnxprune.runtime.host import HostIsa, host_isa, runtime_versions
 from onnxprune.runtime.sessions import ort_runner_from_path
 from onnxprune.targets.building import (
@@ -31,7 +32,6 @@ from onnxprune.targets.building import (
     require_spelling,
     scratch_folder,
     spell_for,
-    weight_bytes,
     with_provenance,
     zeros_finding,
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -95,6 +96,33 @@ def test_json_output_is_json_and_nothing_else(onnxprune_command: Command, classi
     assert "[1/2] prune" in result.stderr
 
 
+def test_json_output_stays_pure_when_user_code_writes_to_the_descriptor(classifier: Any, tmp_path: Path) -> None:
+    score = tmp_path / "score.py"
+    score.write_text(
+        "import os\n\n\ndef score(runner):\n    os.system('echo raw')\n    print('printed')\n    return 0.5\n"
+    )
+    arguments = ["run", classifier.path, "--passes", "prune", "--eval", f"{score}:score", "--out", tmp_path / "out"]
+    process = start([*arguments, *FAST, "--json"])
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout)["measurements"][0]["score"]["value"] == 0.5
+    assert "raw" in stderr
+
+
+def test_a_failing_evaluator_is_found_before_the_passes(
+    onnxprune_command: Command, classifier: Any, tmp_path: Path
+) -> None:
+    score = tmp_path / "score.py"
+    score.write_text("def score(runner):\n    raise ValueError('no labels')\n")
+    result = onnxprune_command(
+        "run", classifier.path, "--passes", "prune", "--eval", f"{score}:score", "--out", tmp_path / "out"
+    )
+    assert result.code == 9
+    assert "no labels" in result.stderr
+    assert "[1/1]" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_quiet_says_nothing_on_stderr(onnxprune_command: Command, classifier: Any, tmp_path: Path) -> None:
     assert onnxprune_command(*run_arguments(classifier, tmp_path / "out", "-q")).stderr == ""
 
@@ -130,10 +158,97 @@ def test_a_plan_repeats_a_run_without_recipe_or_data(
 ) -> None:
     onnxprune_command(*run_arguments(classifier, tmp_path / "a"))
     lock = tmp_path / "a" / "plan.lock.json"
+    classifier.calibration.unlink()
+    assert str(tmp_path) not in lock.read_text()
     result = onnxprune_command("run", classifier.path, "--plan", lock, "--out", tmp_path / "b")
     assert result.code == 0, result.stderr
     assert sha256(tmp_path / "a" / "onnx" / "classifier.onnx") == sha256(tmp_path / "b" / "onnx" / "classifier.onnx")
     assert (tmp_path / "b" / "plan.lock.json").read_bytes() == lock.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--set", "prune.ratio=0.6"), "made with another 'ratio' of pass 'prune'"),
+        (("--passes", "prune"), "made for the passes 'prune', 'quant', and this run asks for 'prune'"),
+        (("--set", "onnx.spelling=arm64"), ""),
+    ],
+    ids=["setting", "passes", "target"],
+)
+def test_a_plan_is_not_mixed_with_other_decisions(
+    onnxprune_command: Command, classifier: Any, tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    onnxprune_command(*run_arguments(classifier, tmp_path / "a"))
+    lock = tmp_path / "a" / "plan.lock.json"
+    result = onnxprune_command("run", classifier.path, "--plan", lock, "--out", tmp_path / "b", *FAST, *arguments)
+    if not says:  # another target places anew
+        assert result.code == 0, result.stderr
+        placed = json.loads((tmp_path / "b" / "plan.lock.json").read_text())["placements"]["onnx"]["target"]
+        assert placed == "onnxruntime-arm64"
+        return
+    assert result.code == 2
+    assert says in result.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_plan_of_another_model_is_refused(onnxprune_command: Command, classifier: Any, tmp_path: Path) -> None:
+    onnxprune_command(*run_arguments(classifier, tmp_path / "a"))
+    other = tmp_path / "other.onnx"
+    model = onnx.load(classifier.path)
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weight), weight.name))
+    onnx.save(model, other)
+    result = onnxprune_command("run", other, "--plan", tmp_path / "a" / "plan.lock.json", "--out", tmp_path / "b")
+    assert result.code == 2
+    assert "made from another model" in result.stderr
+
+
+def test_the_cache_deletes_nothing_that_is_not_its_own(
+    onnxprune_command: Command, classifier: Any, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    (cache / "precious").mkdir(parents=True)
+    (cache / "precious" / "thesis.txt").write_text("all of it")
+    (cache / ("ab" * 32)).mkdir()
+    onnxprune_command(*run_arguments(classifier, tmp_path / "out", "--cache", cache))
+    first = {item.name for item in cache.iterdir()}
+    onnxprune_command(*run_arguments(classifier, tmp_path / "out", "--cache", cache, "--set", "prune.ratio=0.1"))
+    second = {item.name for item in cache.iterdir()}
+    assert first & second == {"precious", "ab" * 32}
+    assert len(first) == len(second) == 4
+
+
+def test_a_cache_that_is_a_file_is_refused(onnxprune_command: Command, classifier: Any, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    result = onnxprune_command(*run_arguments(classifier, tmp_path / "out", "--cache", tmp_path / "cache"))
+    assert result.code == 2
+    assert "is a file, not a folder" in result.stderr
+
+
+def test_a_damaged_cache_entry_is_made_anew(onnxprune_command: Command, classifier: Any, tmp_path: Path) -> None:
+    arguments = run_arguments(classifier, tmp_path / "out", "--json")
+    onnxprune_command(*arguments)
+    for entry in (tmp_path / "out" / ".cache").glob("*/entry.json"):
+        entry.write_bytes(entry.read_bytes()[:50])
+    result = onnxprune_command(*arguments)
+    assert [entry["resumed"] for entry in json.loads(result.stdout)["passes"]] == [False, False]
+
+
+def test_a_reader_that_has_gone_does_not_hide_a_missed_budget(classifier: Any, tmp_path: Path) -> None:
+    arguments = ["run", classifier.path, "--no-measure", "--set", "budget.artifact_bytes=1", "--out", tmp_path / "out"]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    completed = subprocess.run(
+        [ONNXPRUNE, *map(str, arguments)], stdout=write_end, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+    )
+    os.close(write_end)
+    assert completed.returncode == 8, completed.stderr
+    assert "Traceback" not in completed.stderr
+
+
+def test_a_source_name_that_no_disk_takes_is_refused(onnxprune_command: Command, tmp_path: Path) -> None:
+    result = onnxprune_command("run", "x" * 5000 + ".onnx", "--out", tmp_path / "out")
+    assert result.code in (2, 3), result.stderr
 
 
 def test_a_dry_run_prints_the_plans_and_writes_nothing(

@@ -46,6 +46,10 @@ def test_a_recipe_written_out_reads_back_equal() -> None:
         ({"targets": {"ort": {}}}, "Unknown target 'ort'"),
         ({"targets": ["onnx"]}, "'targets' must be a table"),
         ({"targets": {"onnx": {"sepling": "x86"}}}, "unknown key 'sepling' for target 'onnx'"),
+        ({"targets": {"onnx": 3}}, "'targets.onnx' must be a table, got 3"),
+        ({"data": "images"}, "'data' must be a table, got 'images'"),
+        ({"preprocess": 3}, "'preprocess' must be a table, got 3"),
+        ({"passes": [{"name": "simplify", "id": 3}]}, "passes[0]: 'id' must be a name, got 3"),
         ({"measure": {"threads": 0}}, "'threads' for section 'measure'"),
         ({"data": {"calibraton": "x"}}, "unknown key 'calibraton'"),
     ],
@@ -88,6 +92,17 @@ def test_settings_reach_passes_targets_and_sections() -> None:
 def test_a_setting_for_nothing_is_refused(setting: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         overlay({"passes": ["prune"]}, settings=[setting])
+
+
+@pytest.mark.parametrize("tables", [{"targets": ["onnx"]}, {"targets": {"onnx": 3}}, {"data": "x"}, {"preprocess": 3}])
+def test_options_laid_over_tables_of_the_wrong_kind_are_refused(tables: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be a table"):
+        overlay(tables, targets=["onnx"], settings=["preprocess.scale=1"], sections={"data": {"calibration": "a"}})
+
+
+def test_a_setting_reaches_the_target_that_is_built_without_being_asked_for() -> None:
+    (target,) = decode_recipe(overlay({}, settings=["onnx.spelling=x86"])).targets
+    assert target.config.model_dump()["spelling"] == "x86"
 
 
 def test_passes_on_the_command_line_keep_the_recipes_settings() -> None:

@@ -20,6 +20,8 @@ from onnxprune.contracts import (
 )
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluate.fidelity import compare_outputs
+from onnxprune.graph.scope import require_scopes
+from onnxprune.graph.weights import weight_bytes
 from onnxprune.passes.fp16.full import apply_full_plan, plan_full
 from onnxprune.passes.fp16.plan import Fp16Config, Fp16Plan
 from onnxprune.passes.fp16.weights_only import apply_weights_plan, plan_weights
@@ -50,8 +52,18 @@ class Fp16Pass(Pass[Fp16Config, Fp16Plan]):
         return self.config.mode == "full" and not self.config.keep_io
 
     @override
+    @property
+    def uses_calibration(self) -> bool:
+        """In full precision, one batch shows which values leave float16's range."""
+        return self.config.mode == "full"
+
     def plan(self, state: ModelState, context: PassContext) -> Fp16Plan:
-        """Which weights and nodes."""
+        """Which weights and nodes.
+
+        Raises:
+            UsageError: A pattern of `skip` means nothing in the model.
+        """
+        require_scopes(state.model, self.config.skip, of=f"`skip` of pass '{self.name}'", operators=True)
         if self.config.mode == "weights":
             return plan_weights(state.model, self.config)
         return plan_full(state.model, self.config, context)
@@ -64,7 +76,7 @@ class Fp16Pass(Pass[Fp16Config, Fp16Plan]):
             apply_weights_plan(state.model, plan)
         else:
             apply_full_plan(state.model, plan)
-        bytes_before, bytes_after = _weight_bytes(original), _weight_bytes(state.model)
+        bytes_before, bytes_after = weight_bytes(original), weight_bytes(state.model)
         error = _output_error(original, state.model, context) if plan.weights or plan.float16_nodes else None
         lost = sum(weight.lost for weight in plan.weights)
         report = PassReport(
@@ -128,7 +140,7 @@ def _output_error(before: ir.Model, after: ir.Model, context: PassContext) -> Ou
     from onnxprune.runtime.feeds import working_feeds
     from onnxprune.runtime.sessions import ort_runner_from_model
 
-    if _weight_bytes(before) > MAX_TRIAL_RUN_BYTES:
+    if weight_bytes(before) > MAX_TRIAL_RUN_BYTES:
         return "the model is too large to load it twice"
     try:
         reference = ort_runner_from_model(before, custom_op_libraries=context.custom_op_libraries)
@@ -140,8 +152,3 @@ def _output_error(before: ir.Model, after: ir.Model, context: PassContext) -> Ou
     except OnnxPruneError as error:
         return error.message.rstrip(".")
     return compare_outputs(expected, {name: array.astype(expected[name].dtype) for name, array in actual.items()})
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

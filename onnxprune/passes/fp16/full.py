@@ -17,11 +17,13 @@ import onnx_ir as ir
 
 from onnxprune.contracts import PassContext
 from onnxprune.errors import OnnxPruneError
+from onnxprune.graph.metadata import module_path
 from onnxprune.graph.names import UniqueNames
+from onnxprune.graph.scope import first_match, weight_names
 from onnxprune.graph.weights import add_initializer, constant_array
 from onnxprune.ops.table import opset_version_of
 from onnxprune.passes.fp16.plan import Fp16Config, Fp16Plan, RoundedTensor
-from onnxprune.passes.fp16.rounding import FLOAT16_MAX, is_skipped, round_weight
+from onnxprune.passes.fp16.rounding import FLOAT16_MAX, round_weight
 from onnxprune.passes.fp16.weights_only import store_as_float16
 
 __all__ = ["apply_full_plan", "plan_full"]
@@ -113,7 +115,8 @@ def _is_float(value: ir.Value | None) -> bool:
 
 
 def _reason_by_operator(node: ir.Node, config: Fp16Config) -> str:
-    if glob := is_skipped(config.skip, node.name, node.op_type):
+    names = (node.name, node.op_type, *weight_names(node))
+    if glob := first_match(config.skip, *names, module_paths=(module_path(node),)):
         return f"excluded by skip '{glob}'"
     if node.domain not in ("", "ai.onnx"):
         return f"operators of '{node.domain}' may not take float16"

@@ -21,7 +21,7 @@ class Fp16Config(PassConfig):
     keep_io: bool = True
     """Inputs and outputs stay float32. Without it, and with mode "full", they become float16."""
     skip: tuple[str, ...] = ()
-    """Globs for names of nodes and weights, and operators, that stay float32."""
+    """Globs of what stays float32: names of nodes and weights, modules with all inside them, operators."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +10,7 @@ import onnx_ir as ir
 from onnxprune.graph.weights import iter_windows
 from onnxprune.passes.fp16.plan import RoundedTensor
 
-__all__ = ["FLOAT16_MAX", "is_skipped", "round_weight"]
+__all__ = ["FLOAT16_MAX", "round_weight"]
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)  # 65504
 
@@ -46,8 +45,3 @@ def round_weight(value: ir.Value) -> RoundedTensor | str:
     if relative_error > MAX_RELATIVE_ERROR:
         return f"its values are so small that float16 would change them by {relative_error:.1%}"
     return RoundedTensor(name=value.name or "", max_error=max_error, lost=lost)
-
-
-def is_skipped(globs: tuple[str, ...], *names: str | None) -> str:
-    """The first glob that matches one of `names`, or ""."""
-    return next((glob for glob in globs if any(name and fnmatchcase(name, glob) for name in names)), "")

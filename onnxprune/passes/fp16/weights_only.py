@@ -10,10 +10,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.metadata import module_path
 from onnxprune.graph.names import UniqueNames
+from onnxprune.graph.scope import first_match
 from onnxprune.graph.weights import replace_weight_by_windows
 from onnxprune.passes.fp16.plan import Fp16Config, Fp16Plan, RoundedTensor
-from onnxprune.passes.fp16.rounding import is_skipped, round_weight
+from onnxprune.passes.fp16.rounding import round_weight
 
 __all__ = ["apply_weights_plan", "plan_weights", "store_as_float16"]
 
@@ -55,7 +57,7 @@ def _reason_to_keep(value: ir.Value, config: Fp16Config) -> str:
     for node in value.consumers():
         if node.op_type in _CONSTANTS_STAY:
             return f"'{node.name}' ({node.op_type}) needs it as a float32 constant"
-        if glob := is_skipped(config.skip, value.name, node.name, node.op_type):
+        if glob := first_match(config.skip, value.name, node.name, node.op_type, module_paths=(module_path(node),)):
             return f"excluded by skip '{glob}'"
     return ""
 

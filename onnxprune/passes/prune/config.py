@@ -20,7 +20,7 @@ Ratio = Annotated[float, Field(ge=0.0, lt=1.0, allow_inf_nan=False)]
 class ScopeRatio(PassConfig):
     """A ratio of its own for some layers."""
 
-    match: str = Field(min_length=1, description="Glob over node names and module paths: 'head.*', '*/backbone/*'.")
+    match: str = Field(min_length=1, description="Glob of node or weight names, or of modules with all inside them.")
     ratio: Ratio = Field(description="Part of the channels of each matching layer to remove; 0 leaves them alone.")
 
 
@@ -32,7 +32,8 @@ class PruneConfig(PassConfig):
 
     ratio: Ratio | None = Field(
         default=None,
-        description="Part of the channels to remove: of every layer ('per-layer' ranking), or of all ('global').",
+        description="Part of the channels to remove: of every layer ('per-layer' ranking), or of all ('global'); "
+        "0.25 when no ratio at all is given.",
     )
     macs_ratio: Ratio | None = Field(
         default=None, description="Part of the model's MACs to remove; the fewest channels that reach it go."
@@ -52,7 +53,8 @@ class PruneConfig(PassConfig):
         default=None, ge=1, description="Channels that every layer keeps; by default the larger of 8 and an eighth."
     )
     skip: tuple[str, ...] = Field(
-        default=(), description="Globs over node names and module paths of layers whose channels all stay."
+        default=(),
+        description="Layers whose channels all stay: globs of node or weight names, or of modules with all inside.",
     )
     scopes: tuple[ScopeRatio, ...] = Field(
         default=(), description="Layers with a ratio of their own; the first match counts."

@@ -46,7 +46,6 @@ class PruningPlan:
     macs_before: int | None
     macs_after: int | None
     skipped: tuple[tuple[str, str], ...] = ()
-    unmatched_globs: tuple[str, ...] = ()
 
 
 def pruned_groups(groups: Sequence[ChannelGroup], keeps: npt.NDArray[np.bool_]) -> tuple[PrunedGroup, ...]:

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from onnxprune.contracts import CanonicalModel, ModelState, Pass, PassContext, PassOutcome
 from onnxprune.errors import PreconditionError, quoted_list
+from onnxprune.graph.scope import require_scopes
 from onnxprune.ops.macs import count_macs_per_sample
 from onnxprune.passes.prune.analysis import analyze_channels
 from onnxprune.passes.prune.config import PruneConfig
@@ -62,7 +63,13 @@ class PrunePass(Pass[PruneConfig, PruningPlan]):
 
     @override
     def plan(self, state: ModelState, context: PassContext) -> PruningPlan:
-        """Rank the channels and choose."""
+        """Rank the channels and choose.
+
+        Raises:
+            UsageError: A pattern of `skip` or `scopes` means nothing in the model.
+        """
+        require_scopes(state.model, self.config.skip, of=f"`skip` of pass '{self.name}'")
+        require_scopes(state.model, (s.match for s in self.config.scopes), of=f"`scopes` of pass '{self.name}'")
         classes = analyze_channels(state.model)
         costs = CostModel(state.model, classes)
         selection = select(classes, costs, self.config, context.rng())
@@ -78,7 +85,6 @@ class PrunePass(Pass[PruneConfig, PruningPlan]):
             macs_before=before.macs,
             macs_after=after.macs,
             skipped=tuple((", ".join(group.layers) or group.id, reason) for group, reason in selection.skipped),
-            unmatched_globs=selection.unmatched_globs,
         )
 
     @override

@@ -114,8 +114,6 @@ def _notes(plan: PruningPlan, removed: int, pruned: PrunedModel | None, before: 
             f"The target {plan.target} = {plan.target_ratio:g} can't be reached: frozen layers, `min_channels` and "
             "`channel_multiple` leave too little to remove. Everything that may go is gone."
         )
-    if plan.unmatched_globs:
-        yield f"No layer matches {quoted_list(plan.unmatched_globs)}; `onnxprune inspect` shows the names."
     if removed and pruned is not None and not pruned.was_run:
         yield (
             "The pruned model was checked by its shapes only: the original is too large for a trial run, or ONNX "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.graph.scope import matches_scope
+from onnxprune.ops.channels.flow import Role
 from onnxprune.passes.prune.analysis import ChannelClasses, ChannelGroup
 from onnxprune.passes.prune.config import PruneConfig, ScopeRatio
 from onnxprune.passes.prune.costs import CostModel
@@ -32,13 +33,11 @@ class Selection:
         keeps: One flag per class.
         skipped: Groups that `skip` or a scope of ratio 0 leaves alone, with the glob.
         reached: False when limits or frozen channels keep the target out of reach.
-        unmatched_globs: Globs of the configuration that match no layer.
     """
 
     keeps: Keeps
     skipped: tuple[tuple[ChannelGroup, str], ...]
     reached: bool
-    unmatched_globs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,7 +47,6 @@ class _Candidates:
     free: tuple[ChannelGroup, ...]
     scoped: tuple[tuple[ChannelGroup, float], ...]
     skipped: tuple[tuple[ChannelGroup, str], ...]
-    unmatched_globs: tuple[str, ...]
 
     @property
     def all_groups(self) -> tuple[ChannelGroup, ...]:
@@ -89,23 +87,20 @@ def select(classes: ChannelClasses, costs: CostModel, config: PruneConfig, rng: 
         else:
             cost = _macs_of(costs) if kind == "macs_ratio" else _parameters_of(costs)
             keeps, reached = _search(repaired, cost, ratio * part)
-    return Selection(
-        keeps=keeps, skipped=candidates.skipped, reached=reached, unmatched_globs=candidates.unmatched_globs
-    )
+    return Selection(keeps=keeps, skipped=candidates.skipped, reached=reached)
 
 
 def matches(glob: str, group: ChannelGroup) -> bool:
-    """True when `glob` matches the name or the module path of a layer that produces the group's channels."""
-    return any(fnmatch.fnmatchcase(name, glob) for name in (*group.layers, *group.modules) if name)
+    """True when `glob` means a layer that produces the group's channels, its filters, or a module around it."""
+    filters = (place.weight.name for place in group.slices if place.role is Role.FILTER)
+    return matches_scope(glob, *group.layers, *filters, module_paths=group.modules)
 
 
 def _candidates(classes: ChannelClasses, config: PruneConfig) -> _Candidates:
     free: list[ChannelGroup] = []
     scoped: list[tuple[ChannelGroup, float]] = []
     skipped: list[tuple[ChannelGroup, str]] = []
-    unmatched = {*config.skip, *(scope.match for scope in config.scopes)}
     for group in classes.groups:
-        unmatched -= {glob for glob in unmatched if matches(glob, group)}
         if group.frozen_reason is not None:
             continue
         glob = next((glob for glob in config.skip if matches(glob, group)), None)
@@ -123,7 +118,6 @@ def _candidates(classes: ChannelClasses, config: PruneConfig) -> _Candidates:
         free=tuple(free),
         scoped=tuple(scoped),
         skipped=tuple(skipped),
-        unmatched_globs=tuple(sorted(unmatched)),
     )
 
 

@@ -11,7 +11,9 @@ import onnx_ir as ir
 
 from onnxprune.contracts import Batch, PassContext
 from onnxprune.errors import OnnxPruneError
+from onnxprune.graph.limits import BIG_WEIGHTS_BYTES
 from onnxprune.graph.verify import verify
+from onnxprune.graph.weights import weight_bytes
 from onnxprune.passes.prune.analysis import analyze_channels
 from onnxprune.passes.prune.oracle import largest_difference, masked_model
 from onnxprune.passes.prune.plan import PrunedGroup, flags_from_plan
@@ -19,10 +21,7 @@ from onnxprune.passes.prune.surgery import remove_channels
 from onnxprune.runtime.feeds import working_feeds
 from onnxprune.runtime.sessions import ort_runner_from_model
 
-__all__ = ["MAX_TRIAL_RUN_BYTES", "PrunedModel", "RolledBack", "remove_with_rollback"]
-
-MAX_TRIAL_RUN_BYTES = 1_500_000_000
-"""Larger models are checked by their shapes only: ONNX Runtime would hold their weights once more."""
+__all__ = ["PrunedModel", "RolledBack", "remove_with_rollback"]
 
 # float32 sums in another order differ by a few 1e-7 per layer; a wrong cut changes outputs by whole percents.
 _ORACLE_TOLERANCE = 1e-3
@@ -119,8 +118,8 @@ class _Trial:
         self._with_oracle = with_oracle
         self._feeds: Batch | None = None
         self._expected_shapes: dict[str, tuple[int, ...]] = {}
-        size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-        if size <= MAX_TRIAL_RUN_BYTES:
+        # Larger models are checked by their shapes only: ONNX Runtime would hold their weights once more.
+        if weight_bytes(model) <= BIG_WEIGHTS_BYTES:
             self._run_original()
 
     @property

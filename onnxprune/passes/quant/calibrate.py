@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.contracts import Batch, CalibrationSource, NullProgress, Progress
-from onnxprune.errors import BadDataError
+from onnxprune.contracts import Batch, CalibrationSource, NullProgress, Progress, Runner
+from onnxprune.errors import BadDataError, ModelError
 from onnxprune.passes.quant.histogram import StreamingHistogram
 from onnxprune.runtime.sessions import ort_runner_from_model
 
@@ -123,7 +123,7 @@ def calibrate(
             )
             num_samples = 0
             for batch in batches:
-                arrays = {**batch, **runner.run(batch)}
+                arrays = {**batch, **_run(runner, batch, num_samples)}
                 found = {name: arrays[name] for name in wanted}
                 # NumPy lets go of the interpreter's lock while it looks for extremes.
                 extremes = pool.map(_extremes, found.values())
@@ -147,6 +147,17 @@ def calibrate(
 def _extremes(array: npt.NDArray[np.float32]) -> tuple[float, float]:
     """The smallest and the largest number; NaN where there is one anywhere, 0 where there is nothing."""
     return (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+
+
+def _run(runner: Runner, batch: Batch, first_sample: int) -> dict[str, npt.NDArray[Any]]:
+    """The outputs for one batch; values that the model can't take are a fault of the data."""
+    try:
+        return runner.run(batch)
+    except ModelError as error:
+        raise BadDataError(
+            f"The model fails on calibration sample {first_sample}: {error.message}",
+            "Look for values that it can't take, such as indices beyond its tables.",
+        ) from error
 
 
 def _not_finite(name: str, array: npt.NDArray[np.float32], batch: Batch, first_sample: int) -> BadDataError:

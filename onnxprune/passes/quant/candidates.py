@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
 from onnxprune.graph.metadata import module_path
+from onnxprune.graph.scope import first_match, weight_names
 from onnxprune.ops.quant import (
     QUANT,
     QuantRow,
@@ -53,14 +53,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """The result of `find_candidates`, in the order of the graph.
-
-    `unused_patterns` are those of the exclusion patterns that match nothing.
-    """
+    """The result of `find_candidates`, in the order of the graph."""
 
     nodes: tuple[Candidate, ...]
     excluded_nodes: Mapping[str, str]
-    unused_patterns: tuple[str, ...]
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
@@ -95,7 +91,7 @@ def find_candidates(model: ir.Model, *, exclude: Sequence[str] = ()) -> Candidat
 
     A node is excluded, each with its reason, when
 
-    1. the user's `exclude` matches its name or module path,
+    1. the user's `exclude` matches its name, a weight's, or a module around it,
     2. its operator has no row in the table, or the row refuses it,
     3. its activations are not float32, or its weight is computed at run time,
     4. it stands in the model's tail: no layer with weights comes after it, so it is decode arithmetic (boxes, scores,
@@ -104,10 +100,9 @@ def find_candidates(model: ir.Model, *, exclude: Sequence[str] = ()) -> Candidat
     Nodes inside the bodies of If, Loop and Scan stay float and are not listed one by one.
     """
     excluded: dict[str, str] = {}
-    used_patterns: set[str] = set()
     rows: dict[ir.Node, QuantRow] = {}
     for node in model.graph:
-        reason, row = _sort_node(node, exclude, used_patterns)
+        reason, row = _sort_node(node, exclude)
         if row is None:
             excluded[node.name or ""] = reason
         else:
@@ -134,20 +129,13 @@ def find_candidates(model: ir.Model, *, exclude: Sequence[str] = ()) -> Candidat
     return Candidates(
         nodes=nodes,
         excluded_nodes=excluded,
-        unused_patterns=tuple(pattern for pattern in exclude if pattern not in used_patterns),
     )
 
 
-def _sort_node(node: ir.Node, exclude: Sequence[str], used_patterns: set[str]) -> tuple[str, QuantRow | None]:
+def _sort_node(node: ir.Node, exclude: Sequence[str]) -> tuple[str, QuantRow | None]:
     """The node's row, or the reason why it has none that counts."""
-    matching = [
-        pattern
-        for pattern in exclude
-        if fnmatchcase(node.name or "", pattern) or fnmatchcase(module_path(node), pattern)
-    ]
-    if matching:
-        used_patterns.update(matching)
-        return f"excluded by '{matching[0]}'", None
+    if glob := first_match(exclude, node.name, *weight_names(node), module_paths=(module_path(node),)):
+        return f"excluded by '{glob}'", None
     row = QUANT.get(node)
     if row is None:
         domain = f"{node.domain}::" if node.domain else ""

@@ -20,8 +20,9 @@ from onnxprune.contracts import (
     Skip,
 )
 from onnxprune.errors import PassError, PreconditionError
+from onnxprune.graph.scope import require_scopes
 from onnxprune.passes.quant.calibrate import CalibrationMethod, calibrate
-from onnxprune.passes.quant.candidates import Candidates, find_candidates
+from onnxprune.passes.quant.candidates import find_candidates
 from onnxprune.passes.quant.scales import activation_scales
 from onnxprune.passes.quant.weights import weight_scales
 
@@ -42,7 +43,7 @@ class QuantConfig(PassConfig):
     num_samples: int | None = Field(default=None, ge=1)
     """Use the first so many calibration samples; None: all."""
     exclude: tuple[str, ...] = ()
-    """Globs over node names and module paths that stay float."""
+    """Globs of what stays float: names of nodes and weights, modules with all inside them ("head", "*.stem")."""
     threads: int = Field(default=2, ge=1)
     """Threads of the float model while calibrating."""
 
@@ -82,11 +83,13 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
 
         Raises:
             PreconditionError: The run has no calibration data.
+            UsageError: A pattern of `exclude` means nothing in the model.
             PassError: Nothing in the model can be quantized, or a weight is not finite.
             BadDataError: The calibration data do not fit the model, or make a tensor non-finite.
         """
         if context.calibration is None:
             raise PreconditionError("Static quantization needs calibration data, but the run has none.")
+        require_scopes(state.model, self.config.exclude, of=f"`exclude` of pass '{self.name}'")
         candidates = find_candidates(state.model, exclude=self.config.exclude)
         if not any(item.row.is_compute for item in candidates.nodes):
             raise _nothing_to_quantize(candidates.excluded_nodes)
@@ -126,7 +129,6 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
             PassError: The plan was made for another model.
         """
         _check_names(state, plan)
-        candidates = find_candidates(state.model, exclude=self.config.exclude)
         report = PassReport(
             pass_id=self.pass_id,
             pass_name=self.name,
@@ -139,7 +141,7 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
                 *(Skip(where=node, reason=reason) for node, reason in plan.excluded_nodes.items()),
                 *(Skip(where=tensor, reason=reason) for tensor, reason in plan.skipped.items()),
             ),
-            notes=tuple(_notes(candidates, plan)),
+            notes=tuple(_notes(plan)),
             figures={
                 "quantized_activations": len(plan.activations),
                 "quantized_weights": len(plan.weights),
@@ -200,8 +202,8 @@ def _range_changes(plan: QuantizationPlan) -> list[Change]:
     return [*activations, *weights]
 
 
-def _notes(candidates: Candidates, plan: QuantizationPlan) -> list[str]:
-    notes = [f"The pattern '{pattern}' of `exclude` matches no node." for pattern in candidates.unused_patterns]
+def _notes(plan: QuantizationPlan) -> list[str]:
+    notes = []
     if plan.num_samples < 8:
         notes.append(f"Only {plan.num_samples} calibration samples: ranges may be too narrow. 32 to 512 are usual.")
     return notes

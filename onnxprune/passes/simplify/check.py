@@ -11,11 +11,10 @@ import onnx_ir as ir
 from onnxprune.contracts import Batch, PassContext
 from onnxprune.errors import OnnxPruneError
 from onnxprune.evaluate.fidelity import compare_outputs
+from onnxprune.graph.limits import BIG_WEIGHTS_BYTES
+from onnxprune.graph.weights import weight_bytes
 
-__all__ = ["MAX_CHECKED_BYTES", "OutputCheck", "make_output_check"]
-
-MAX_CHECKED_BYTES = 1_500_000_000
-"""Larger models are not loaded twice to compare them."""
+__all__ = ["OutputCheck", "make_output_check"]
 
 # Largest difference allowed, over the largest absolute value of the output. Folding re-associates sums and rounds
 # weights once more; deep networks amplify that. A wrong rewrite (another padding, resize or axis) is off by percents.
@@ -66,14 +65,9 @@ def make_output_check(model: ir.Model, context: PassContext) -> OutputCheck | st
     from onnxprune.runtime.feeds import working_feeds
     from onnxprune.runtime.sessions import ort_runner_from_model
 
-    weight_bytes = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    if weight_bytes > MAX_CHECKED_BYTES:
-        return f"its weights take {weight_bytes / 1e9:.1f} GB, too much to load it twice"
+    size_bytes = weight_bytes(model)
+    if size_bytes > BIG_WEIGHTS_BYTES:
+        return f"its weights take {size_bytes / 1e9:.1f} GB, too much to load it twice"
     try:
         runner = ort_runner_from_model(model, custom_op_libraries=context.custom_op_libraries, optimization="disabled")
         feeds = [working_feeds(runner, seed=context.seed, batch=1)]

@@ -14,6 +14,7 @@ from onnxprune.graph.canonical import canonicalize
 from onnxprune.graph.cleanup import remove_dead_code
 from onnxprune.graph.foreign import ForeignToolError
 from onnxprune.graph.shapes import refresh_shapes
+from onnxprune.graph.weights import weight_bytes
 from onnxprune.ops.shapes import SHAPES
 from onnxprune.passes.simplify.check import OutputCheck, make_output_check
 from onnxprune.passes.simplify.stages import MAX_FOLDED_BYTES, OwnStage, Stage, ToolLimits, ToolStage
@@ -119,7 +120,7 @@ def _try(
 def _is_smaller(after: ir.Model, before: ir.Model) -> bool:
     """Fewer nodes, with weights that grew by no more than folding may; or as many nodes and smaller weights."""
     nodes_after, nodes_before = _num_nodes(after), _num_nodes(before)
-    grown_bytes = _weight_bytes(after) - _weight_bytes(before)
+    grown_bytes = weight_bytes(after) - weight_bytes(before)
     return (
         grown_bytes <= MAX_FOLDED_BYTES
         if nodes_after < nodes_before
@@ -145,8 +146,3 @@ def _ops(model: ir.Model, only: frozenset[str] | None = None) -> Counter[str]:
 
 def _num_nodes(model: ir.Model) -> int:
     return sum(1 for _ in model.graph.all_nodes())
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    tensors = [value.const_value for graph in model.graphs() for value in graph.initializers.values()]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -22,7 +22,6 @@ __all__ = [
     "is_standard",
     "only_consumer",
     "set_constant",
-    "static_shape",
 ]
 
 _STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
@@ -41,13 +40,6 @@ def input_at(node: ir.Node, position: int) -> ir.Value | None:
 def constant_input(node: ir.Node, position: int) -> npt.NDArray[Any] | None:
     """The array of a constant input, or None where it is left out or computed."""
     return constant_array(input_at(node, position))
-
-
-def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The shape of `value` where every dimension is a known number."""
-    if value is None or value.shape is None or not value.shape.is_static():
-        return None
-    return tuple(value.shape.numpy())
 
 
 def attribute_ints(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:

@@ -19,8 +19,8 @@ Ratio = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 class ScopeRule(PassConfig):
     """A part of the model with a sparsity of its own. A weight is in it when *all* selectors given match.
 
-    `name` is a glob for the weight's name or its node's; `op_type` an operator ("Conv"); `module` a module path
-    ("backbone" takes in "backbone.layer1.conv"; globs work).
+    `name` is a glob for the weight's name or its node's; `op_type` an operator ("Conv"); `module` a glob for
+    a module, which takes in everything inside it ("backbone": "backbone.layer1.conv").
     """
 
     name: str | None = None
@@ -48,7 +48,7 @@ class SparsifyConfig(PassConfig):
     rules: tuple[ScopeRule, ...] = ()
     """Parts with a sparsity of their own; the first that matches counts."""
     skip: tuple[str, ...] = ()
-    """Globs for names of weights and nodes, and module paths, that stay as they are."""
+    """Globs of what stays as it is: names of nodes and weights, modules with all inside them ("head", "*.stem")."""
 
     @model_validator(mode="after")
     def _pattern_allows_the_levels(self) -> Self:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from functools import partial
 
 from onnxprune.contracts import CanonicalModel
 from onnxprune.errors import PassError, UsageError, quoted_list
+from onnxprune.graph.scope import first_match, matches_scope, require_scopes
 from onnxprune.graph.weights import constant_array, iter_windows
 from onnxprune.passes.sparsify.config import ScopeRule, SparsifyConfig
 from onnxprune.passes.sparsify.patterns import NOfM, Pattern, Unit, Unstructured, unit_keys, window_keys
@@ -32,11 +32,12 @@ def decide(model: CanonicalModel, config: SparsifyConfig) -> SparsifyPlan:
 
     Raises:
         PassError: A weight holds NaN or infinite values.
-        UsageError: A rule or a skip pattern matches no weight.
+        UsageError: A rule matches no weight, or a skip pattern means nothing in the model.
     """
     found = find_weights(model)
     pattern = config.parsed_pattern
-    _check_selectors(config, found.sites)
+    require_scopes(model, config.skip, of="`skip` of pass 'sparsify'")
+    _check_rules(config, found.sites)
     skipped = dict(found.refused)
     groups: dict[str, list[WeightSite]] = {}
     levels: dict[str, float] = {}
@@ -112,32 +113,16 @@ def _level(site: WeightSite, config: SparsifyConfig) -> tuple[str, float]:
 def _rule_matches(rule: ScopeRule, site: WeightSite, position: int) -> bool:
     node = site.nodes[position]
     return (
-        (rule.name is None or _name_matches(rule.name, site.name, node.name or ""))
+        (rule.name is None or matches_scope(rule.name, site.name, node.name))
         and (rule.op_type is None or rule.op_type == node.op_type)
-        and (rule.module is None or _module_matches(rule.module, site.module_path(position)))
-    )
-
-
-def _name_matches(glob: str, *names: str) -> bool:
-    return any(fnmatchcase(name, glob) for name in names)
-
-
-def _module_matches(glob: str, path: str) -> bool:
-    """True for the module itself and for everything inside it."""
-    parts = path.split(".")
-    return any(fnmatchcase(".".join(parts[:depth]), glob) for depth in range(1, len(parts) + 1))
-
-
-def _is_skipped(glob: str, site: WeightSite) -> bool:
-    return _name_matches(glob, site.name, *(node.name or "" for node in site.nodes)) or any(
-        _module_matches(glob, site.module_path(position)) for position in range(len(site.nodes))
+        and (rule.module is None or matches_scope(rule.module, module_paths=(site.module_path(position),)))
     )
 
 
 def _reason_to_skip(site: WeightSite, pattern: Pattern, config: SparsifyConfig) -> str:
-    for glob in config.skip:
-        if _is_skipped(glob, site):
-            return f"excluded by skip '{glob}'"
+    names = (site.name, *(node.name for node in site.nodes))
+    if glob := first_match(config.skip, *names, module_paths=site.module_paths):
+        return f"excluded by skip '{glob}'"
     if isinstance(pattern, Unstructured):
         return ""
     if not site.axes_agree:
@@ -150,16 +135,13 @@ def _reason_to_skip(site: WeightSite, pattern: Pattern, config: SparsifyConfig) 
     return ""
 
 
-def _check_selectors(config: SparsifyConfig, sites: Sequence[WeightSite]) -> None:
-    """A selector that matches nothing is a misspelt one."""
+def _check_rules(config: SparsifyConfig, sites: Sequence[WeightSite]) -> None:
+    """A rule that matches nothing is a misspelt one, or asks for a combination that the model doesn't have."""
     for index, rule in enumerate(config.rules):
         if not any(_rule_matches(rule, site, position) for site in sites for position in range(len(site.nodes))):
             selectors = rule.model_dump(exclude={"sparsity"}, exclude_none=True)
             given = ", ".join(f"{key} = '{value}'" for key, value in selectors.items())
             raise UsageError(f"Rule rules[{index}] of pass 'sparsify' ({given}) matches no weight.", _known(sites))
-    for glob in config.skip:
-        if not any(_is_skipped(glob, site) for site in sites):
-            raise UsageError(f"The skip pattern '{glob}' of pass 'sparsify' matches no weight.", _known(sites))
 
 
 def _known(sites: Sequence[WeightSite]) -> str:

@@ -85,7 +85,7 @@ def place(model: ir.Model, plan: QuantizationPlan, spelling: SpellingName) -> Pl
         if node not in main_nodes:
             reasons[node.name or ""] = INSIDE_BODY_REASON
     return Placement(
-        target=f"onnxruntime-{find_spelling(spelling).name}",
+        target=find_spelling(spelling).placement_target,
         integer_nodes=tuple(integer_nodes),
         float_nodes=reasons,
         decided_by="table",

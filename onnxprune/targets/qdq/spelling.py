@@ -31,6 +31,11 @@ class Spelling:
     reason: str
 
     @property
+    def placement_target(self) -> str:
+        """What placements for this spelling call their target."""
+        return f"onnxruntime-{self.name}"
+
+    @property
     def activation_dtype(self) -> type[np.uint8 | np.int8]:
         """Element type of activations."""
         return np.uint8 if self.unsigned_activations else np.int8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,12 +57,9 @@ def test_crash_in_native_code_is_an_error(write_module: Callable[..., Path]) -> 
 
 def test_file_that_hangs_is_stopped(write_module: Callable[..., Path], tmp_path: Path) -> None:
     net = write_module("import time\ntime.sleep(600)\n")
-    started_s = time.monotonic()
 
     with pytest.raises(ModelError, match="did not finish within 3 s and was stopped"):
         open_source(SourceRequest(source=f"{net}:make", timeout_s=3))
-
-    assert time.monotonic() - started_s < 60
 
 
 def test_file_that_hoards_memory_is_stopped_at_the_limit(write_module: Callable[..., Path]) -> None:

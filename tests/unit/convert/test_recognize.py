@@ -36,6 +36,28 @@ def _onnx_bytes() -> bytes:
     return helper.make_model(graph, ir_version=8).SerializeToString()
 
 
+@pytest.mark.parametrize("suffix", [".pt2", ".keras", ".bin"])
+def test_archive_with_a_broken_directory_is_damaged(tmp_path: Path, suffix: str) -> None:
+    path = _archive(tmp_path / f"net{suffix}", config_dot_json=b"{}")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"PK\x01\x02", b"PK\x01\xff"))  # the end record still points there
+
+    with pytest.raises(ModelError, match=rf"Source '.*net\{suffix}' is damaged"):
+        recognize(path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["n" * 5000 + ".onnx", "n" * 300 + ".py:make"],
+    ids=["path", "factory"],
+)
+def test_name_that_is_too_long_for_the_system_is_an_error(source: str) -> None:
+    with pytest.raises(ModelError, match="can't be looked for: File name too long") as caught:
+        recognize(source)
+
+    assert len(caught.value.message) < 200
+
+
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [

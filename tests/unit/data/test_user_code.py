@@ -167,3 +167,8 @@ def test_what_user_code_prints_goes_to_stderr(capsys: pytest.CaptureFixture[str]
     call_user_code(talks, spec="s.py:f", what="Evaluator")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "loading\n")
+
+
+def test_a_file_name_that_the_system_refuses_is_an_error() -> None:
+    with pytest.raises(UsageError, match="can't be looked for: File name too long"):
+        load_callable("n" * 300 + ".py:top1", what="Evaluator")

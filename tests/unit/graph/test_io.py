@@ -264,7 +264,7 @@ def test_weights_above_the_limit_go_to_a_data_file_by_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(written(layered_proto(2), tmp_path / "source.onnx"))
-    monkeypatch.setattr(writer, "EXTERNAL_ABOVE_BYTES", 100_000)
+    monkeypatch.setattr(writer, "BIG_WEIGHTS_BYTES", 100_000)
     save_model(model, tmp_path / "copy.onnx")
     assert external_data_files(tmp_path / "copy.onnx") == (tmp_path / "copy.onnx.data",)
     monkeypatch.setattr(writer, "MAX_PROTO_BYTES", 200_000)

@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.errors import VerificationError
-from onnxprune.graph.weights import constant_array, replace_weight, replace_weight_lazily
+from onnxprune.graph.names import UniqueNames
+from onnxprune.graph.weights import add_tensor, constant_array, replace_weight, replace_weight_lazily, weight_bytes
 
 
 def model_with_weight() -> ir.Model:
@@ -21,6 +22,17 @@ def model_with_weight() -> ir.Model:
     node = ir.node("MatMul", [x, weight], name="mm")
     graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 20})
     return ir.Model(graph, ir_version=10)
+
+
+def test_a_tensor_that_two_initializers_share_counts_once() -> None:
+    model = model_with_weight()
+    tensor = model.graph.initializers["w"].const_value
+    assert tensor is not None
+    assert weight_bytes(model) == 4 * 3 * 4
+    add_tensor(model.graph, "again", tensor, UniqueNames.of_values(model))
+    assert weight_bytes(model) == 4 * 3 * 4
+    add_tensor(model.graph, "other", ir.tensor(np.ones(5, np.int8)), UniqueNames.of_values(model))
+    assert weight_bytes(model) == 4 * 3 * 4 + 5
 
 
 def test_shape_and_type_follow_the_new_weight() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from onnxprune.ops.layout import WeightAxes, has_weight, weight_axes, weight_of
+from onnxprune.ops.layout import WeightAxes, weight_axes, weight_of
 from tests.builders import canonical, proto_of
 
 
@@ -44,7 +44,7 @@ def test_weight_axes_follow_the_attributes_and_the_side_of_the_constant(
     node = node_of(op_type, {"x": data}, {"w": weight}, order, **attributes)
     position, out_axis, in_axis = expected
     assert weight_axes(node) == WeightAxes(weight_input=position, out_axis=out_axis, in_axis=in_axis)
-    assert has_weight(node)
+    assert weight_of(node) is node.inputs[position]
 
 
 def test_a_product_of_activations_has_no_weight() -> None:

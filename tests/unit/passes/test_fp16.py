@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxprune.contracts import ModelState, PassContext
+from onnxprune.errors import UsageError
 from onnxprune.graph.canonical import canonicalize
 from onnxprune.graph.weights import constant_array
 from onnxprune.ops.shapes import SHAPES
@@ -128,6 +129,18 @@ def test_skipped_weights_stay(two_convs, run_verified):
     outcome = run_verified(fp16(skip=("w1", "y")), two_convs)
     assert outcome.state.model is two_convs
     assert reasons(outcome)["weight 'w2'"] == "excluded by skip 'y'"
+
+
+@pytest.mark.parametrize("mode", ["weights", "full"])
+def test_a_module_is_skipped_with_everything_inside_it(mode, two_convs, run_verified):
+    plan = run_verified(fp16(mode=mode, skip=("backbone",)), two_convs).plan
+    assert [weight.name for weight in plan.weights] == ["w2"]
+
+
+def test_a_skip_pattern_that_means_nothing_is_an_error(two_convs):
+    message = "'spine' in `skip` of pass 'fp16' matches no node, weight, module or operator"
+    with pytest.raises(UsageError, match=message):
+        run_pass(fp16(skip=("spine",)), ModelState(model=two_convs), PassContext())
 
 
 def test_quantized_weights_and_their_scales_stay(make_model, run_verified):

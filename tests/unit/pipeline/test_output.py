@@ -56,6 +56,36 @@ def test_a_block_that_raises_leaves_nothing_behind_and_changes_nothing(tmp_path:
     assert names(kept) == ["onnx"]
 
 
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_an_interrupt_while_moving_into_place_brings_everything_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    for name in ("onnx", "ort-mobile"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").write_bytes(b"old")
+    renames = Path.replace
+    done = 0
+
+    def interrupted(self: Path, target: Path) -> Path:
+        nonlocal done
+        done += 1
+        if done == step + 1:
+            raise KeyboardInterrupt
+        return renames(self, target)
+
+    def run() -> None:
+        with staged_folder(tmp_path) as staging:
+            for name in ("onnx", "ort-mobile"):
+                (staging / name).mkdir()
+                (staging / name / "model").write_bytes(b"new")
+            monkeypatch.setattr(Path, "replace", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert names(tmp_path) == ["onnx", "ort-mobile"]
+    assert [(tmp_path / name / "model").read_bytes() for name in names(tmp_path)] == [b"old", b"old"]
+
+
 def test_leftovers_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
     (tmp_path / ".onnxprune-partial-dead").mkdir()
     with staged_folder(tmp_path):

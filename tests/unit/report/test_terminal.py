@@ -119,7 +119,7 @@ def test_before_and_after_stand_in_one_line_with_the_change() -> None:
     assert "8.00x smaller" in line_with(text, "File")
     assert "2.50x faster [2.40, 2.60]" in line_with(text, "Latency p50, 1 thread")
     assert "-0.0100" in line_with(text, "Score: top1")
-    assert "25.3 dB" in line_with(text, "Outputs against source")
+    assert "25.3 dB" in line_with(text, "Outputs, worst of 8 samples")
 
 
 def test_passes_notes_warnings_findings_and_skips_are_all_there() -> None:

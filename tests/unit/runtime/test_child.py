@@ -18,12 +18,25 @@ if TYPE_CHECKING:
     from onnxprune.contracts import JsonObject, JsonValue
 
 HERE = "tests.unit.runtime.test_child"
+ROOT = str(Path(__file__).parents[3])
+
+
+@pytest.fixture(autouse=True)
+def _children_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setenv("PYTHONPATH", ROOT)  # for children of the processes that tests start
 
 
 def add(arguments: JsonObject, folder: Path) -> JsonValue:
     print("noise on stdout")
     (folder / "left.txt").write_text("mine")
     return arguments["a"] + arguments["b"]
+
+
+def mean_of_numpy(arguments: JsonObject, folder: Path) -> float:
+    import numpy as np
+
+    return float(np.mean(arguments["values"]))
 
 
 def crash(arguments: JsonObject, folder: Path) -> None:
@@ -72,6 +85,20 @@ def test_child_answers_and_its_prints_stay_out_of_ours(tmp_path: Path, capfd: py
 
 def test_child_has_an_empty_stdin(tmp_path: Path) -> None:
     assert call("read_stdin", tmp_path) == ""
+
+
+@pytest.mark.parametrize("entries", [[], [""]], ids=["installed command", "python -c"])
+def test_child_runs_nothing_that_lies_in_the_current_folder(
+    entries: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "was_run"
+    for name in ("numpy.py", "json.py"):
+        (tmp_path / name).write_text(f"open({str(trace)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*entries, *sys.path])
+
+    assert call("mean_of_numpy", tmp_path, values=[1, 3]) == 2.0
+    assert not trace.exists()
 
 
 def test_crash_in_native_code_is_told_from_its_signal(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxprune.contracts import CanonicalModel, ModelState, PassContext, PassOutcome
-from onnxprune.errors import ModelError, PassError, PreconditionError
+from onnxprune.errors import ModelError, PassError, PreconditionError, UsageError
 from onnxprune.ops.channels.flow import CHANNELS, Flow
 from onnxprune.ops.macs import count_macs_per_sample
 from onnxprune.passes.harness import plan_from_json, plan_to_json, run_pass
@@ -177,9 +177,14 @@ def test_a_residual_stream_stays_when_one_of_its_layers_is_skipped(run_verified:
     assert run_verified(prune(ratio=0.5, skip=("block/*",)), model).state.model is model
 
 
-def test_a_glob_that_matches_no_layer_is_noted(run_verified: RunVerified) -> None:
-    outcome = run_verified(prune(ratio=0.5, skip=("h7_*",)), chain(32, 10))
-    assert outcome.report.notes == ("No layer matches 'h7_*'; `onnxprune inspect` shows the names.",)
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [({"skip": ("h7_*",)}, "skip"), ({"scopes": (ScopeRatio(match="h7_*", ratio=0.1),)}, "scopes")],
+    ids=["skip", "scopes"],
+)
+def test_a_glob_that_means_nothing_in_the_model_is_an_error(config: dict[str, Any], field: str) -> None:
+    with pytest.raises(UsageError, match=rf"'h7_\*' in `{field}` of pass 'prune' matches no node, weight or module"):
+        run_pass(prune(ratio=0.5, **config), ModelState(model=chain(32, 10)), PassContext())
 
 
 # --- targets and limits ---------------------------------------------------------------------------------------

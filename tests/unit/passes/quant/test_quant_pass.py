@@ -8,7 +8,7 @@ from onnx import helper
 from pydantic import ValidationError
 
 from onnxprune.contracts import CanonicalModel, ModelState, PassContext, QuantizationPlan
-from onnxprune.errors import PassError, PreconditionError
+from onnxprune.errors import PassError, PreconditionError, UsageError
 from onnxprune.graph.weights import replace_weight
 from onnxprune.passes.harness import plan_from_json, plan_to_json, run_pass
 from onnxprune.passes.quant import QuantConfig, QuantPass
@@ -49,14 +49,19 @@ def test_pass_changes_no_graph_and_reports_ranges_and_skips() -> None:
     state = ModelState(model=conv_net(batch=1))
     context = PassContext(calibration=normal_batches((1, 3, 8, 8)))
 
-    outcome = run_pass(QuantPass(QuantConfig(exclude=("head/gemm", "nowhere"), threads=1)), state, context)
+    outcome = run_pass(QuantPass(QuantConfig(exclude=("head/gemm",), threads=1)), state, context)
 
     assert outcome.state.model is state.model
     assert outcome.state.quantization is not None
     assert outcome.report.figures["quantized_weights"] == 2
     assert {change.where for change in outcome.report.changes} >= {"x", "stem.weight"}
     assert ("head/gemm", "excluded by 'head/gemm'") in {(skip.where, skip.reason) for skip in outcome.report.skips}
-    assert "The pattern 'nowhere' of `exclude` matches no node." in outcome.report.notes
+
+
+def test_a_pattern_that_means_nothing_in_the_model_is_an_error() -> None:
+    context = PassContext(calibration=normal_batches((1, 3, 8, 8)))
+    with pytest.raises(UsageError, match="'nowhere' in `exclude` of pass 'quant' matches no node, weight or module"):
+        run_pass(QuantPass(QuantConfig(exclude=("nowhere",))), ModelState(model=conv_net(batch=1)), context)
 
 
 def test_plan_survives_json() -> None:

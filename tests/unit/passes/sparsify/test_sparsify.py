@@ -242,14 +242,16 @@ def test_skipped_weights_stay_and_the_report_says_why(two_convs, run_verified):
     assert [(skip.where, skip.reason) for skip in outcome.report.skips] == [("w2", "excluded by skip 'head'")]
 
 
-@pytest.mark.parametrize(
-    "config",
-    [{"skip": ("hedd",)}, {"rules": (ScopeRule(module="hedd", sparsity=0.5),)}],
-    ids=["skip", "rule"],
-)
-def test_a_selector_that_matches_nothing_is_an_error_that_lists_what_there_is(two_convs, config):
+def test_a_rule_that_matches_nothing_is_an_error_that_lists_what_there_is(two_convs):
+    rules = (ScopeRule(module="hedd", sparsity=0.5),)
     with pytest.raises(UsageError, match=r"hedd.*matches no weight.*'w1', 'w2'.*'backbone', 'head'"):
-        run_pass(sparsify(**config), ModelState(model=two_convs), PassContext())
+        run_pass(sparsify(rules=rules), ModelState(model=two_convs), PassContext())
+
+
+def test_a_skip_pattern_that_means_nothing_is_an_error_with_the_nearest_module(two_convs):
+    message = r"'hedd' in `skip` of pass 'sparsify' matches no node, weight or module .* Did you mean 'head'\?"
+    with pytest.raises(UsageError, match=message):
+        run_pass(sparsify(skip=("hedd",)), ModelState(model=two_convs), PassContext())
 
 
 @pytest.mark.parametrize(
