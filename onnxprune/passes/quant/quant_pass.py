@@ -68,7 +68,7 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
     """
 
     name: ClassVar[str] = "quant"
-    summary: ClassVar[str] = "Static int8: calibrates ranges and plans scales, which each target spells in its own way."
+    summary: ClassVar[str] = "calibrates ranges and plans static int8, which each target spells in its own way"
     config_type: ClassVar[type[PassConfig]] = QuantConfig
     plan_type: ClassVar[type[QuantizationPlan]] = QuantizationPlan
     produces_quantization: ClassVar[bool] = True

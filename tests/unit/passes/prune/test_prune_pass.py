@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from onnxprune.contracts import CanonicalModel, ModelState, PassContext, PassOutcome
 from onnxprune.errors import ModelError, PassError, PreconditionError, UsageError
+from onnxprune.graph.metadata import MODULE_PATH_KEY
 from onnxprune.ops.channels.flow import CHANNELS, Flow
 from onnxprune.ops.macs import count_macs_per_sample
 from onnxprune.passes.harness import plan_from_json, plan_to_json, run_pass
@@ -175,6 +176,15 @@ def test_layers_that_skip_names_keep_their_channels(run_verified: RunVerified) -
 def test_a_residual_stream_stays_when_one_of_its_layers_is_skipped(run_verified: RunVerified) -> None:
     model = conv_net()
     assert run_verified(prune(ratio=0.5, skip=("block/*",)), model).state.model is model
+
+
+@pytest.mark.parametrize("glob", ["head", "w1"], ids=["module around it", "weight"])
+def test_a_layer_is_skipped_by_a_module_around_it_and_by_its_weight(glob: str, run_verified: RunVerified) -> None:
+    model = chain(32, 24, 10)
+    for node in model.graph:
+        node.metadata_props[MODULE_PATH_KEY] = "head.conv" if node.name == "h1_conv" else "backbone.conv"
+    outcome = run_verified(prune(ratio=0.5, skip=(glob,)), model)
+    assert widths(outcome.state.model) == {"w0": (16, 3, 1, 1), "w1": (24, 16, 1, 1), "w2": (10, 24, 1, 1)}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from onnxprune.contracts import CanonicalModel, ModelState, PassContext, QuantizationPlan
 from onnxprune.errors import PassError, PreconditionError, UsageError
+from onnxprune.graph.metadata import MODULE_PATH_KEY
 from onnxprune.graph.weights import replace_weight
 from onnxprune.passes.harness import plan_from_json, plan_to_json, run_pass
 from onnxprune.passes.quant import QuantConfig, QuantPass
@@ -56,6 +57,16 @@ def test_pass_changes_no_graph_and_reports_ranges_and_skips() -> None:
     assert outcome.report.figures["quantized_weights"] == 2
     assert {change.where for change in outcome.report.changes} >= {"x", "stem.weight"}
     assert ("head/gemm", "excluded by 'head/gemm'") in {(skip.where, skip.reason) for skip in outcome.report.skips}
+
+
+@pytest.mark.parametrize("pattern", ["head", "head.weight"], ids=["module around it", "weight"])
+def test_a_node_is_excluded_by_a_module_around_it_and_by_its_weight(pattern: str) -> None:
+    model = conv_net(batch=1)
+    for node in model.graph:
+        node.metadata_props[MODULE_PATH_KEY] = "head.fc" if node.op_type == "Gemm" else "backbone.conv"
+    excluded = find_candidates(model, exclude=(pattern,)).excluded_nodes
+    by_user = {name: reason for name, reason in excluded.items() if reason.startswith("excluded by")}
+    assert by_user == {"head/gemm": f"excluded by '{pattern}'"}
 
 
 def test_a_pattern_that_means_nothing_in_the_model_is_an_error() -> None:
