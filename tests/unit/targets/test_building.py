@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import helper
@@ -15,7 +16,7 @@ from onnxprune.targets.building import (
     with_provenance,
     zeros_finding,
 )
-from tests.builders import conv_net, proto_of
+from tests.builders import canonical, conv_net, proto_of
 
 AVX2 = HostIsa(arch="x86-64", has_avx2=True)
 VNNI = HostIsa(arch="x86-64", has_avx2=True, has_vnni=True)
@@ -71,3 +72,15 @@ def test_provenance_is_written_in_a_fixed_order_and_the_model_stays_as_it_was() 
 
 def test_few_zeros_are_not_worth_a_word() -> None:
     assert zeros_finding(conv_net(), stored_as="an ONNX file") is None
+
+
+@pytest.mark.parametrize(("num_zeros", "is_said"), [(9, False), (10, True)])
+def test_zeros_are_said_from_a_tenth_on(num_zeros: int, is_said: bool) -> None:
+    weights = np.ones(100, np.float32)
+    weights[:num_zeros] = 0
+    node = helper.make_node("Add", ["x", "w"], ["y"], name="add")
+    model = canonical(proto_of([node], inputs={"x": [100]}, outputs={"y": [100]}, weights={"w": weights}))
+
+    finding = zeros_finding(model, stored_as="an ONNX file")
+
+    assert (finding is not None) == is_said

@@ -191,9 +191,7 @@ def test_findings_say_what_mobile_providers_could_take(artifact: Artifact, int8_
     assert not any("takes uint8 activations only" in finding.text for finding in findings_on(artifact, "NNAPI"))
 
 
-def test_float16_that_became_float32_again_is_said_so(
-    monkeypatch: pytest.MonkeyPatch, context: MakeContext
-) -> None:
+def test_float16_that_became_float32_again_is_said_so(monkeypatch: pytest.MonkeyPatch, context: MakeContext) -> None:
     monkeypatch.setattr(ort_mobile, "host_isa", lambda: HostIsa(arch="x86-64", has_avx2=True))
     artifact = target().build(ModelState(model=conv_net(dtype=np.float16)), context())
     (finding,) = findings_on(artifact, "float16")

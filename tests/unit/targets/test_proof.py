@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from onnxprune.contracts import JsonObject
+from onnxprune.contracts import CanonicalModel, JsonObject
 from onnxprune.errors import TargetError
 from onnxprune.runtime.child import ChildFailure
 from onnxprune.targets import proof
 from onnxprune.targets.proof import Arithmetic, arithmetic_of, compare_in_this_process, prove, write_reference
-from tests.builders import conv_net, conv_net_proto, proto_of
+from tests.builders import canonical, conv_net, conv_net_proto, proto_of
 
 SAME = {"max_rel": 0.0, "snr_db": math.inf}
 
@@ -26,14 +26,18 @@ def answer(**compared: JsonObject) -> JsonObject:
 
 
 def prove_answer(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: JsonObject, arithmetic: Arithmetic = "float32"
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    found: JsonObject,
+    arithmetic: Arithmetic = "float32",
+    model: CanonicalModel | None = None,
 ) -> proof.Proof:
     """What `prove` makes of a child that answers `found`."""
     monkeypatch.setattr(proof, "call_in_child", lambda *args, **options: found)
     return prove(
         tmp_path / "reference.onnx",
         tmp_path / "net.ort",
-        model=conv_net(),
+        model=model or conv_net(),
         arithmetic=arithmetic,
         folder=tmp_path,
         seed=0,
@@ -90,6 +94,23 @@ def test_saturation_below_the_int8_limit_is_a_warning(monkeypatch: pytest.Monkey
     assert "'y' reached 5.0 dB" in finding.text
     high = answer(y={"max_rel": 0.01, "snr_db": 35.0})
     assert prove_answer(monkeypatch, tmp_path, high, "saturating").findings == ()
+
+
+def test_a_decision_behind_the_integers_that_turns_round_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    proto = conv_net_proto()
+    proto.graph.node[-1].output[0] = "logits"
+    proto.graph.node.append(onnx.helper.make_node("Softmax", ["logits"], ["y"], "softmax"))
+    found = answer(y={"max_rel": 1.0, "snr_db": 0.0})
+    (finding,) = prove_answer(monkeypatch, tmp_path, found, "int8", canonical(proto)).findings
+    assert (finding.topic, finding.severity) == ("int8", "warning")
+    assert "nearly equal candidates" in finding.text
+    with pytest.raises(TargetError, match=r"reaches 0\.0 dB"):
+        prove_answer(monkeypatch, tmp_path, found, "int8")
+    not_a_number = answer(y={"max_rel": math.nan, "snr_db": math.nan})
+    with pytest.raises(TargetError, match="reaches nan dB"):
+        prove_answer(monkeypatch, tmp_path, not_a_number, "int8", canonical(proto))
 
 
 def test_worst_output_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
