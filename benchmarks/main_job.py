@@ -40,8 +40,8 @@ def main() -> None:
         report = json.loads((folder / "out" / "report.json").read_text())
         measured = report["measurements"][0]
         print(
-            f"time {figures.wall_s:.1f} s, peak RSS {figures.peak_rss_bytes / 2**30:.2f} GiB "
-            f"(with children {figures.peak_tree_rss_bytes / 2**30:.2f} GiB)"
+            f"time {figures.wall_s:.1f} s (goal: 60), peak RSS {figures.peak_rss_bytes / 2**30:.2f} GiB "
+            f"(with children {figures.peak_tree_rss_bytes / 2**30:.2f} GiB; goal: 3)"
         )
         for entry in report["passes"]:
             print(f"  {entry['pass_id']:10} {entry['duration_s']:.1f} s  {entry['summary']}")

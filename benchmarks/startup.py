@@ -32,8 +32,10 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, command in COMMANDS.items():
             timings[name].append(seconds(command))
+    goals = {"import onnxprune": 0.1, "onnxprune --help": 0.3}
     for name, values in timings.items():
-        print(f"{name:20} {statistics.median(values):.3f} s")
+        goal = f" ({statistics.median(values) / goals[name]:.2f} of the goal)" if name in goals else ""
+        print(f"{name:20} {statistics.median(values):.3f} s{goal}")
 
 
 if __name__ == "__main__":
