@@ -174,7 +174,8 @@ def match_arrays(file: ArrayFile, inputs: Mapping[str, TensorSpec]) -> dict[str,
         raise BadDataError(
             f"'{file.path}' has no array for input {quoted_list(missing)}; it holds "
             f"{quoted_list(name or 'one array without a name' for name in file.arrays)}.",
-            "Keys must be the names of the model's inputs. " + did_you_mean(missing[0], others),
+            "Keys must be the names of the model's inputs. "
+            + did_you_mean(missing[0], others).replace("Known:", "The file's keys:"),
         )
     if others:
         raise BadDataError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import onnx_ir as ir
 from pydantic import Field, field_validator
 
 from onnxprune.contracts import (
@@ -92,7 +93,7 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
         require_scopes(state.model, self.config.exclude, of=f"`exclude` of pass '{self.name}'")
         candidates = find_candidates(state.model, exclude=self.config.exclude)
         if not any(item.row.is_compute for item in candidates.nodes):
-            raise _nothing_to_quantize(candidates.excluded_nodes)
+            raise _nothing_to_quantize(state.model, candidates.excluded_nodes)
         calibrated = calibrate(
             state.model,
             candidates.calibrated,
@@ -152,7 +153,17 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
         return PassOutcome(state=ModelState(model=state.model, quantization=plan), report=report)
 
 
-def _nothing_to_quantize(excluded: Mapping[str, str]) -> PassError:
+def _nothing_to_quantize(model: ir.Model, excluded: Mapping[str, str]) -> PassError:
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph):
+        return PassError(
+            "Nothing to quantize: the model is quantized already.",
+            "Give the float model that it came from, or drop pass 'quant'.",
+        )
+    if any(value.dtype is ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
+        return PassError(
+            "Nothing to quantize: the weights are float16, and int8 is planned from float32.",
+            "Give the float32 model, or drop pass 'fp16'; or drop pass 'quant'.",
+        )
     examples = "; ".join(f"'{name}': {reason}" for name, reason in list(excluded.items())[:5])
     return PassError(
         "Nothing to quantize: no Conv, Gemm or MatMul with a constant float32 weight is left"

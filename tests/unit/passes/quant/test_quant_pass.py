@@ -109,6 +109,16 @@ def test_model_without_layers_is_refused_with_the_reasons() -> None:
         plan_for(model, SOURCE)
 
 
+def test_a_model_that_is_quantized_already_is_named_as_such() -> None:
+    quantized = net(
+        helper.make_node("QuantizeLinear", ["x", "scale"], ["q"], name="q"),
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["y"], name="dq"),
+        scale=np.array(0.1, np.float32),
+    )
+    with pytest.raises(PassError, match="the model is quantized already"):
+        plan_for(quantized, SOURCE)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"percentile": 50.0}, {"weight_bits": 9}, {"num_samples": 0}, {"exclude": ("",)}, {"percentil": 99.0}]
 )
@@ -301,6 +311,6 @@ def test_fewer_bits_for_weights_widen_the_scales() -> None:
     np.testing.assert_allclose(np.array(four.scales) / np.array(eight.scales), 127 / 7, rtol=1e-6)
 
 
-def test_model_in_half_precision_stays_float_with_the_reason() -> None:
-    with pytest.raises(PassError, match="element type float16, not float"):
+def test_model_in_half_precision_is_refused_with_the_reason() -> None:
+    with pytest.raises(PassError, match="the weights are float16, and int8 is planned from float32"):
         plan_for(conv_net(dtype=np.float16, batch=1), normal_batches((1, 3, 8, 8)))
