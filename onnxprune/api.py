@@ -240,17 +240,13 @@ def build(
             custom_op_libraries=tuple(custom_op_libraries),
         )
         artifact = target.build(state, context)
-    return _moved(artifact, Path(out) / target_name)
+    return replace(artifact, folder=Path(out) / target_name)
 
 
 def save(state: ModelState, path: str | Path) -> None:
     """Write the float model to `path` as canonical ONNX."""
     with disk_errors(f"Writing '{path}'"):
         save_model(state.model, Path(path))
-
-
-def _moved(artifact: Artifact, folder: Path) -> Artifact:
-    return replace(artifact, folder=folder)
 
 
 def _request(source: object, request: SourceRequest | None) -> SourceRequest:

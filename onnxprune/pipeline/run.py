@@ -263,9 +263,7 @@ def _prepare(
         converted.model, threads=recipe.measure.threads, custom_op_libraries=request.custom_op_libraries
     )
     inputs = runner.inputs
-    calibration = None
-    if options.lock is None or any(options.lock.plan_of(pass_.pass_id) is None for pass_ in passes):
-        calibration = _open_calibration(recipe, inputs)
+    calibration = _open_calibration(recipe, inputs)
     evaluator = None
     if recipe.data.eval is not None:
         evaluator = open_evaluator(

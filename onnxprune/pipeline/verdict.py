@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.contracts import Measurements, ModelFigures
+from onnxprune.targets.building import NOTABLE_ZEROS_RATIO
 
 __all__ = ["result_warnings"]
 
 NOTABLE_SLOWDOWN = 0.98  # of a speed-up whose whole interval lies below: within 2 % nobody feels a difference
-NOTABLE_ZEROS_RATIO = 0.1  # below it nobody takes the zeros for a saving
 
 
 def result_warnings(

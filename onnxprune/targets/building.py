@@ -42,8 +42,8 @@ PROVENANCE_KEY = "onnxprune"
 # Domains whose operators are part of every full build of ONNX Runtime.
 _BUILT_IN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 
-# Below this share nobody takes the zeros for a saving. The run's verdict (pipeline/verdict.py) has the same.
-_NOTABLE_ZEROS_RATIO = 0.1
+NOTABLE_ZEROS_RATIO = 0.1
+"""Share of zero weights below which nobody takes them for a saving."""
 _WINDOW_BYTES = 1 << 24
 
 
@@ -133,7 +133,7 @@ def zeros_finding(model: ir.Model, *, stored_as: str) -> Finding | None:
             for window in iter_windows(value, _WINDOW_BYTES):
                 total += window.array.size
                 zeros += window.array.size - int(np.count_nonzero(window.array))
-    if total == 0 or zeros / total < _NOTABLE_ZEROS_RATIO:
+    if total == 0 or zeros / total < NOTABLE_ZEROS_RATIO:
         return None
     return Finding(
         topic="sparse storage",
