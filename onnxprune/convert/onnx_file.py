@@ -9,7 +9,7 @@ from pathlib import Path
 from onnxprune.contracts import CanonicalModel
 from onnxprune.convert.upgrade import UpgradeReport, compare_upgrade, upgrade_opset
 from onnxprune.errors import ModelError
-from onnxprune.graph.canonical import MIN_OPSET, canonicalize
+from onnxprune.graph.canonical import canonicalize
 from onnxprune.graph.io import load_model
 from onnxprune.ops.shapes import SHAPES
 
@@ -51,7 +51,7 @@ def load_onnx_with_report(path: Path, *, custom_op_libraries: Sequence[Path] = (
         if path.name in error.message:
             raise
         raise ModelError(f"'{path}': {error.message}", error.hint) from error
-    if from_opset >= MIN_OPSET:
+    if from_opset == canonical.opset_imports[""]:
         return LoadedOnnx(model=canonical, upgrade=None)
     report = compare_upgrade(path, canonical, from_opset=from_opset, custom_op_libraries=custom_op_libraries)
     note = f"Brought from opset {report.from_opset} to {report.to_opset}"

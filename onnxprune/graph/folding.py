@@ -1,9 +1,10 @@
 """Constants computed ahead, within bounds.
 
 A node is folded when it is deterministic, all its inputs are constants (or it asks only for a shape that is static),
-and its results are no larger than the constants that disappear with it plus 1 MiB. Sizes are taken from inferred
-shapes before anything is computed. Never folded: QuantizeLinear and DequantizeLinear (the integers of a weight are
-the point of it), the Cast of weights stored in half precision (so is their size), random operators, control flow.
+and its results are no larger than the constants that disappear with it plus 1 MiB. Nodes that lead from weights to a
+weight (weight standardization) are looked at together: what counts is what is left in the end. Sizes are taken from
+inferred shapes before anything is computed. Never folded: QuantizeLinear and DequantizeLinear (the integers of a weight
+are the point of it), the Cast of weights stored in half precision (so is their size), random operators, control flow.
 
 Nodes are evaluated by onnx's reference implementation: NumPy code that can't crash the process, is the same on every
 machine, and knows nothing of threads. Where it deviates from the specification (integer division), the node is
@@ -44,6 +45,8 @@ _ARITHMETIC = frozenset(
     | {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg"}
     | {"Not", "Or", "Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin"}
     | {"ReduceProd", "ReduceSum", "ReduceSumSquare", "Round", "Sigmoid", "Sign", "Sin", "Sqrt", "Sub", "Tanh", "Xor"}
+    # Weight standardization (BiT, NF-Net) is spelled with these; BatchNormalization only outside of training mode.
+    | {"BatchNormalization", "InstanceNormalization", "LayerNormalization"}
 )
 # Half precision is computed by runtimes in float32 and rounded once; NumPy rounds at each step.
 _ARITHMETIC_TYPES = frozenset(
@@ -78,26 +81,68 @@ def fold_constants(model: ir.Model, *, budget: FoldingBudget | None = None) -> b
     budget = budget or FoldingBudget()
     folded = False
     for graph in list(model.graphs()):
+        free_of_charge = _nodes_that_shrink_together(graph)
         for node in graph:
-            folded |= _fold_node(node, graph, model, budget)
+            folded |= _fold_node(node, graph, model, None if node in free_of_charge else budget)
     return folded
 
 
-def _fold_node(node: ir.Node, graph: ir.Graph, model: ir.Model, budget: FoldingBudget) -> bool:
+def _nodes_that_shrink_together(graph: ir.Graph) -> frozenset[ir.Node]:
+    """Nodes that depend on constants only, in connected sets whose results are no larger than what they use up."""
+    set_of: dict[ir.Node, list[ir.Node]] = {}
+    for node in graph:
+        producers = [value.producer() for value in node.inputs if value is not None and _constant(value) is None]
+        if not _can_be_computed(node) or any(producer not in set_of for producer in producers):
+            continue
+        members = [node]
+        for producer in producers:
+            other = set_of[producer]  # type: ignore[index]
+            if other is not members:
+                members, other = (members, other) if len(members) >= len(other) else (other, members)
+                members.extend(other)
+                for moved in other:
+                    set_of[moved] = members
+        set_of[node] = members
+    found: set[ir.Node] = set()
+    for members in {id(members): members for members in set_of.values()}.values():
+        inside = set(members)
+        if len(inside) > 1 and _shrinks(inside):
+            found |= inside
+    return frozenset(found)
+
+
+def _shrinks(nodes: set[ir.Node]) -> bool:
+    used = {value for node in nodes for value in node.inputs if value is not None and _constant(value) is not None}
+    made = [value for node in nodes for value in node.outputs if value.name]
+    freed_bytes = sum(_bytes_of(value) for value in used if not _is_needed_outside(value, nodes))
+    left_bytes = sum(_bytes_of(value) for value in made if _is_needed_outside(value, nodes))
+    # What lies between may be as large as what comes in.
+    return left_bytes <= freed_bytes and all(_bytes_of(value) <= freed_bytes + MAX_GROWTH_BYTES for value in made)
+
+
+def _is_needed_outside(value: ir.Value, nodes: set[ir.Node]) -> bool:
+    return value.is_graph_output() or any(use.node not in nodes for use in value.uses())
+
+
+def _bytes_of(value: ir.Value) -> int:
+    if value.shape is None or value.dtype is None or not value.shape.is_static():
+        raise ValueError(f"'{value.name}' has no static shape.")
+    return int((math.prod(value.shape.numpy()) * value.dtype.bitwidth + 7) // 8)
+
+
+def _fold_node(node: ir.Node, graph: ir.Graph, model: ir.Model, budget: FoldingBudget | None) -> bool:
     if node.domain not in ("", "ai.onnx"):
         return False
     array = _static_shape_value(node)
     if array is not None:
         _replace(node, graph, [ir.Tensor(array)])
         return True
-    if node.op_type not in _MOVES and node.op_type not in _ARITHMETIC:
+    if not _can_be_computed(node):
         return False
     tensors = [None if value is None else _constant(value) for value in node.inputs]
     if any(tensor is None and value is not None for tensor, value in zip(tensors, node.inputs, strict=True)):
         return False
-    if _widens_stored_weights(node):
-        return False
-    if not _is_affordable(node, tensors, budget):
+    if budget is not None and not budget.allows(_growth_bytes(node)):
         return False
     results = _results(node, tensors, model)
     if results is None:
@@ -197,34 +242,42 @@ def _picked(node: ir.Node, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.i
 # --- bounds ---------------------------------------------------------------------------------------------------
 
 
-def _is_affordable(node: ir.Node, tensors: Sequence[ir.TensorProtocol | None], budget: FoldingBudget) -> bool:
-    types = {tensor.dtype for tensor in tensors if tensor is not None}
+def _can_be_computed(node: ir.Node) -> bool:
+    """True for an operator, types and sizes that may be computed ahead, if all inputs are constants."""
+    if node.domain not in ("", "ai.onnx") or (node.op_type not in _MOVES and node.op_type not in _ARITHMETIC):
+        return False
+    is_training = node.attributes.get_int("training_mode", 0) != 0
+    if is_training or _widens_stored_weights(node):
+        return False
+    types = {value.dtype for value in node.inputs if value is not None}
     results = [value for value in node.outputs if value.name]
     if ir.DataType.STRING in types or not results:
         return False
-    result_bytes = 0
-    for value in results:
-        if value.shape is None or value.dtype is None or not value.shape.is_static():
-            return False
-        result_bytes += (math.prod(value.shape.numpy()) * value.dtype.bitwidth + 7) // 8
+    if any(value.shape is None or value.dtype is None or not value.shape.is_static() for value in results):
+        return False
     if node.op_type in _ARITHMETIC:
-        types.update(value.dtype for value in results if value.dtype is not None)
+        types.update(value.dtype for value in results)
         if node.op_type in ("Cast", "CastLike"):
             types -= {ir.DataType.FLOAT16}  # one rounding, as in every runtime
         if not types <= _ARITHMETIC_TYPES:
             return False
-    if node.op_type == "MatMul" and tensors[0] is not None:
-        inner = tensors[0].shape.numpy()[-1:] or (1,)
-        if inner[0] * math.prod(results[0].shape.numpy() if results[0].shape else ()) > _MAX_MULTIPLICATIONS:
-            return False
+    if node.op_type == "MatMul" and node.inputs[0] is not None:
+        left = node.inputs[0].shape
+        inner = left.numpy()[-1:] if left is not None and left.is_static() else ()
+        multiplications = math.prod(inner) * math.prod(results[0].shape.numpy() if results[0].shape else ())
+        return multiplications <= _MAX_MULTIPLICATIONS
+    return True
+
+
+def _growth_bytes(node: ir.Node) -> int:
+    """How much larger the results of `node` are than the constants that only it uses."""
+    used = {value for value in node.inputs if value is not None}
     freed_bytes = sum(
         value.const_value.nbytes
-        for value in {v for v in node.inputs if v is not None}
-        if value.const_value is not None
-        and not value.is_graph_output()
-        and all(use.node is node for use in value.uses())
+        for value in used
+        if value.const_value is not None and not _is_needed_outside(value, {node})
     )
-    return budget.allows(result_bytes - freed_bytes)
+    return sum(_bytes_of(value) for value in node.outputs if value.name) - freed_bytes
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------

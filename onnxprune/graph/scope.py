@@ -7,6 +7,9 @@ weight by its name, or a module by its path, and a module takes in everything in
     backbone     yes           yes                    yes
     backbone.*   no            yes                    yes
     *.0          no            yes                    yes
+
+A bar separates alternatives: "fc|classifier" means whatever either of them does. So one recipe serves models that name
+the same part differently, and a model that has none of them is still told.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ def matches_scope(glob: str, *names: str | None, module_paths: Iterable[str] = (
 
     Empty names and paths, which stand for unknown ones, are never meant.
     """
-    return any(name and fnmatchcase(name, glob) for name in names) or any(
-        fnmatchcase(module, glob) for path in module_paths for module in _modules_around(path)
+    modules = [module for path in module_paths for module in _modules_around(path)]
+    return any(
+        fnmatchcase(name, alternative) for alternative in _alternatives(glob) for name in (*names, *modules) if name
     )
 
 
@@ -72,6 +76,11 @@ def require_scopes(model: ir.Model, globs: Iterable[str], *, of: str, operators:
                 if outermost
                 else "`onnxprune inspect` shows the names.",
             )
+
+
+def _alternatives(glob: str) -> Iterable[str]:
+    """What a glob with bars in it stands for: itself, as it may be a name, and each of its parts."""
+    return (glob, *glob.split("|")) if "|" in glob else (glob,)
 
 
 def _modules_around(path: str) -> Iterable[str]:

@@ -3,7 +3,7 @@
 Where a shape comes from, in this order:
 
 1. ONNX's own inference;
-2. for operators that ONNX does not define, a rule of the caller's table, and after them ONNX again;
+2. for operators that ONNX does not define, or can't infer, a rule of the caller's table, and after them ONNX again;
 3. `edited`: what the caller knows;
 4. the shape that the value had before, if the node still gets the same inputs. Each node with such a shape remembers
    what it got (`_BASIS`), so that a shape can't silently outlive the inputs it was true for.
@@ -248,7 +248,8 @@ class _Sweep:
         num_foreign = 0
         stretch: list[ir.Node] = []
         for node in self._model.graph:
-            if is_defined_by_onnx(node, self._model.opset_imports):
+            # A rule for an operator that ONNX defines is there because ONNX's own inference fails on valid nodes.
+            if is_defined_by_onnx(node, self._model.opset_imports) and self._rules.get(node) is None:
                 stretch.append(node)
                 continue
             num_foreign += 1

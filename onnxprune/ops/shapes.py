@@ -112,6 +112,10 @@ SHAPES.add(
 )
 
 
+# ONNX infers it through its function body, and gives up where the batch or the image size is symbolic.
+SHAPES.add(_same_as_input(0), "GroupNormalization")
+
+
 @SHAPES.register("QLinearAdd", "QLinearMul", domain=_MS)
 def _qlinear_binary(node: ir.Node) -> list[_Output]:
     # A, A_scale, A_zero_point, B, B_scale, B_zero_point, C_scale, C_zero_point

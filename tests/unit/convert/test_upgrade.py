@@ -125,3 +125,25 @@ def test_real_detector_of_opset_11_is_upgraded_and_equal(shared_data: Path) -> N
     assert loaded.upgrade.difference is not None
     assert loaded.upgrade.difference.max_rel < 1e-5
     assert ort_runner_from_model(loaded.model).outputs[0].shape == (1, 85, 22, 22)
+
+
+def test_group_normalization_of_opset_18_is_brought_to_opset_21(tmp_path: Path) -> None:
+    """PyTorch wrote it; onnx's checker refuses it since it was withdrawn, and ONNX Runtime runs it."""
+    node = helper.make_node("GroupNormalization", ["x", "scale", "shift"], ["y"], name="norm", num_groups=2)
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", 1, ["N", 6, 4, 4])],
+        [helper.make_tensor_value_info("y", 1, ["N", 6, 4, 4])],
+        [
+            numpy_helper.from_array(np.array(pair, np.float32), name)
+            for name, pair in (("scale", [2, 3]), ("shift", [5, 7]))
+        ],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    loaded = load_onnx_with_report(path)
+    assert loaded.upgrade is not None
+    assert (loaded.upgrade.from_opset, loaded.upgrade.to_opset) == (18, 21)
+    assert loaded.upgrade.difference is not None
+    assert loaded.upgrade.difference.max_abs < 1e-5

@@ -216,8 +216,10 @@ def test_folded_nodes_give_what_onnx_runtime_gives() -> None:
         for value, array in zip(model.graph.outputs, reference, strict=True):
             assert value.const_value is not None
             found = value.const_value.numpy()
-            # Transcendental functions differ in the last bits between NumPy and ONNX Runtime.
-            if found.shape != array.shape or not np.allclose(found, array, rtol=1e-6, atol=1e-7, equal_nan=True):
+            # Transcendental functions and sums differ in the last bits between NumPy and ONNX Runtime.
+            largest = np.nan_to_num(array, posinf=0.0, neginf=0.0) if array.dtype == np.float32 else np.zeros(1)
+            atol = 2e-7 * max(1.0, float(np.abs(largest).max(initial=0.0)))
+            if found.shape != array.shape or not np.allclose(found, array, rtol=1e-6, atol=atol, equal_nan=True):
                 wrong.append(case.name)
     assert wrong == []
     assert num_folded > 200

@@ -34,6 +34,22 @@ def test_names_are_matched_whole() -> None:
     assert not matches_scope("conv", "conv1", None, "")
 
 
+def test_a_bar_separates_alternatives() -> None:
+    assert matches_scope("fc|classifier", module_paths=("classifier.1",))
+    assert matches_scope("a.*|conv?", "conv1")
+    assert not matches_scope("fc|classifier", "conv1", module_paths=("backbone",))
+
+
+def test_a_name_with_a_bar_in_it_is_still_itself() -> None:
+    assert matches_scope("left|right", "left|right")
+
+
+def test_one_alternative_is_enough_and_none_is_an_error(model: CanonicalModel) -> None:
+    require_scopes(model, ("fc|head",), of="a test")
+    with pytest.raises(UsageError, match=r"'fc\|neck' in a test matches no node"):
+        require_scopes(model, ("fc|neck",), of="a test")
+
+
 def test_the_first_glob_that_matches_is_told() -> None:
     assert first_match(("a*", "head", "*"), "b", module_paths=("head.fc",)) == "head"
     assert first_match((), "b") == ""

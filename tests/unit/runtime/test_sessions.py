@@ -43,7 +43,7 @@ def test_model_above_the_memory_limit_goes_through_a_folder_that_is_gone_afterwa
     tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = ort_runner_from_model(conv_net()).run({"x": image})["y"]
-    monkeypatch.setattr(sessions, "BIG_WEIGHTS_BYTES", 100)
+    monkeypatch.setattr(sessions, "_IN_MEMORY_UP_TO_BYTES", 100)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     runner = ort_runner_from_model(conv_net())
     assert list(tmp_path.iterdir()) == []
