@@ -36,8 +36,13 @@ class Net:
         self.rng = np.random.default_rng(seed)
         self.batch = batch
         self.prefix = "net"
+        self.opset = 20
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, npt.NDArray[Any]] = {}
+
+    def needs_opset(self, opset: int) -> None:
+        """The model gets this opset, or the newest that another pattern needs."""
+        self.opset = max(self.opset, opset)
 
     def const(self, array: npt.ArrayLike, name: str = "const") -> str:
         """A new initializer; floats become float32, integers int64."""
@@ -79,7 +84,10 @@ class Net:
     def model(self, output: str) -> CanonicalModel:
         """The canonical model of x (N, 3, 8, 8) -> `output` (N, 10)."""
         inputs = {"x": [self.batch, 3, 8, 8]}
-        return canonical(proto_of(self.nodes, inputs=inputs, outputs={output: None}, weights=self.weights))
+        proto = proto_of(self.nodes, inputs=inputs, outputs={output: None}, weights=self.weights, opset=self.opset)
+        for domain in sorted({node.domain for node in self.nodes} - {""}):
+            proto.opset_import.append(helper.make_opsetid(domain, 1))
+        return canonical(proto)
 
 
 PatternFunction = Callable[[Net, Feature], Feature]
@@ -87,6 +95,9 @@ PATTERNS: dict[str, PatternFunction] = {}
 
 
 def pattern(function: PatternFunction) -> PatternFunction:
+    """Registers a pattern under its name, which no other one has."""
+    if function.__name__ in PATTERNS:
+        raise ValueError(f"Two patterns are named '{function.__name__}'.")
     PATTERNS[function.__name__] = function
     return function
 
@@ -532,3 +543,424 @@ def lstm(net: Net, x: Feature) -> Feature:
     last = net.op("Squeeze", net.op("Transpose", out, perm=[1, 2, 3, 0]), net.const(np.array([0])))
     back = net.op("Reshape", last, net.const(np.array([-1, hidden, s, s])))
     return net.like(x, net.op("Concat", back, x.name, axis=1), channels=c + hidden)
+
+
+# --- recurrent layers -----------------------------------------------------------------------------------------
+
+
+def to_sequence(net: Net, x: Feature, channels: int) -> str:
+    """(N, C, H, W) -> (H*W, N, channels)."""
+    flat = net.op("Reshape", net.conv(x, channels).name, net.const(np.array([0, 0, -1])))
+    return str(net.op("Transpose", flat, perm=[2, 0, 1]))
+
+
+def from_sequence(net: Net, x: Feature, sequence: str, channels: int) -> Feature:
+    """(H*W, N, channels) -> (N, channels, H, W)."""
+    back = net.op("Transpose", sequence, perm=[1, 2, 0])
+    return net.like(x, net.op("Reshape", back, net.const(np.array([0, 0, x.size, x.size]))), channels=channels)
+
+
+def batch_of(net: Net, x: Feature) -> str:
+    """The batch size, as a vector of one element."""
+    return str(net.op("Gather", net.op("Shape", x.name), net.const(np.array([0])), axis=0))
+
+
+@pattern
+def lstm_stack(net: Net, x: Feature) -> Feature:
+    """Two bidirectional layers as PyTorch exports them; their states are zeros of a literal width."""
+    hidden, sequence = 8, to_sequence(net, x, 16)
+    shape = net.op("Concat", net.const(np.array([4])), batch_of(net, x), net.const(np.array([hidden])), axis=0)
+    zeros = net.op("ConstantOfShape", shape)
+    for layer, features in enumerate((16, 2 * hidden)):
+        bounds = (net.const(np.array([2 * layer])), net.const(np.array([2 * layer + 2])), net.const(np.array([0])))
+        state = net.op("Slice", zeros, *bounds)
+        out, _, _ = net.op(
+            "LSTM",
+            *(sequence, net.weight(2, 4 * hidden, features), net.weight(2, 4 * hidden, hidden)),
+            *(net.weight(2, 8 * hidden), "", state, state),
+            outputs=3,
+            hidden_size=hidden,
+            direction="bidirectional",
+        )
+        sequence = net.op("Reshape", net.op("Transpose", out, perm=[0, 2, 1, 3]), net.const(np.array([0, 0, -1])))
+    return from_sequence(net, x, sequence, 2 * hidden)
+
+
+@pattern
+def lstm_with_peepholes(net: Net, x: Feature) -> Feature:
+    """States that are learned, as wide as the batch needs; the cell state goes on, too."""
+    hidden, sequence = 8, to_sequence(net, x, 16)
+    shape = net.op("Concat", net.const(np.array([1])), batch_of(net, x), net.const(np.array([hidden])), axis=0)
+    states = [net.op("Expand", net.weight(1, 1, hidden), shape) for _ in range(2)]
+    out, _, cell = net.op(
+        "LSTM",
+        *(sequence, net.weight(1, 4 * hidden, 16), net.weight(1, 4 * hidden, hidden), net.weight(1, 8 * hidden), ""),
+        *(*states, net.weight(1, 3 * hidden)),
+        outputs=3,
+        hidden_size=hidden,
+    )
+    both = net.op("Add", net.op("Squeeze", out, net.const(np.array([1]))), cell)
+    return from_sequence(net, x, both, hidden)
+
+
+def gru(net: Net, x: Feature, *, linear_before_reset: int) -> Feature:
+    """The first state is computed by another layer."""
+    hidden, sequence = 8, to_sequence(net, x, 16)
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", x.name))
+    first = net.op("Unsqueeze", net.op("MatMul", pooled, net.weight(x.channels, hidden)), net.const(np.array([0])))
+    weights = (net.weight(1, 3 * hidden, 16), net.weight(1, 3 * hidden, hidden), net.weight(1, 6 * hidden))
+    out, _ = net.op(
+        "GRU",
+        *(sequence, *weights, "", first),
+        outputs=2,
+        hidden_size=hidden,
+        linear_before_reset=linear_before_reset,
+    )
+    return from_sequence(net, x, net.op("Squeeze", out, net.const(np.array([1]))), hidden)
+
+
+@pattern
+def gru_reset_first(net: Net, x: Feature) -> Feature:
+    return gru(net, x, linear_before_reset=0)
+
+
+@pattern
+def gru_reset_last(net: Net, x: Feature) -> Feature:
+    return gru(net, x, linear_before_reset=1)
+
+
+@pattern
+def rnn_last_state(net: Net, x: Feature) -> Feature:
+    """Backwards, without a bias; only the last state is used, as channels that gate the feature map."""
+    _, last = net.op(
+        "RNN",
+        *(to_sequence(net, x, 16), net.weight(1, 8, 16), net.weight(1, 8, 8)),
+        outputs=2,
+        hidden_size=8,
+        direction="reverse",
+    )
+    states = net.op("Squeeze", last, net.const(np.array([0])))
+    gate = net.op("Sigmoid", net.op("MatMul", states, net.weight(8, x.channels)))
+    return net.like(x, net.op("Mul", x.name, net.op("Unsqueeze", gate, net.const(np.array([2, 3])))))
+
+
+# --- cutting with steps, counts that stand in the graph -------------------------------------------------------
+
+
+@pattern
+def slices_with_steps(net: Net, x: Feature) -> Feature:
+    """Every second channel; and all of them backwards, down to the first."""
+    y = net.conv(x, 24)
+    axes = net.const(np.array([-3]))
+    every = net.op("Slice", y.name, *(net.const(np.array([n])) for n in (1, 2**62)), axes, net.const(np.array([2])))
+    bounds = [net.const(np.array([n])) for n in (-1, -(2**62))]
+    backwards = net.op("Slice", y.name, *bounds, net.const(np.array([1])), net.const(np.array([-1])))
+    return net.like(x, net.op("Concat", backwards, every, axis=1), channels=36)
+
+
+@pattern
+def class_token(net: Net, x: Feature) -> Feature:
+    """A learned token is expanded to the batch and put before the others; a literal holds its width."""
+    s, c = x.size, 16
+    flat = net.op("Reshape", net.conv(x, c).name, net.const(np.array([0, 0, s * s])))
+    tokens = net.op("Transpose", flat, perm=[0, 2, 1])
+    shape = net.op("Concat", batch_of(net, x), net.const(np.array([1])), net.const(np.array([c])), axis=0)
+    first = net.op("Expand", net.weight(1, 1, c), shape)
+    sequence = net.op("Add", net.op("Concat", first, tokens, axis=1), net.weight(1, s * s + 1, c))
+    mixed = net.op("MatMul", sequence, net.weight(c, 24))
+    rest = net.op("Slice", mixed, *(net.const(np.array([n])) for n in (1, 2**62, 1)))
+    back = net.op("Transpose", rest, perm=[0, 2, 1])
+    return net.like(x, net.op("Reshape", back, net.const(np.array([0, 24, s, s]))), channels=24)
+
+
+@pattern
+def divided_by_its_norm(net: Net, x: Feature) -> Feature:
+    """The norm over the channels is expanded to the shape of what it divides."""
+    y = net.conv(x, 16)
+    norm = net.op("Add", net.op("ReduceL2", y.name, net.const(np.array([1])), keepdims=1), net.const(0.1))
+    return net.like(y, net.op("Div", y.name, net.op("Expand", norm, net.op("Shape", y.name))))
+
+
+@pattern
+def added_zeros(net: Net, x: Feature) -> Feature:
+    """A buffer of a literal width, made in the graph."""
+    y = net.conv(x, 16)
+    tail = net.const(np.array([16, x.size, x.size]))
+    buffer = net.op("ConstantOfShape", net.op("Concat", batch_of(net, x), tail, axis=0))
+    return net.like(y, net.op("Add", y.name, buffer))
+
+
+# --- products -------------------------------------------------------------------------------------------------
+
+
+@pattern
+def einsum_with_ellipsis(net: Net, x: Feature) -> Feature:
+    """A layer on the last axis, and one without an arrow, whose axes come out in the order of their letters."""
+    nhwc = net.op("Transpose", x.name, perm=[0, 2, 3, 1])
+    hidden = net.op("Relu", net.op("Einsum", nhwc, net.weight(x.channels, 24), equation="...i, io -> ...o"))
+    mixed = net.op("Einsum", hidden, net.weight(24, 16), equation="bcdi,ia")  # -> a b c d
+    return net.like(x, net.op("Transpose", mixed, perm=[1, 0, 2, 3]), channels=16)
+
+
+@pattern
+def einsum_attention(net: Net, x: Feature) -> Feature:
+    """Two activations are multiplied over their channels, and a third one is weighted with the result."""
+    query, key, value = (net.conv(x, channels).name for channels in (16, 16, 24))
+    scores = net.op("Softmax", net.op("Einsum", query, key, equation="nchw,ncij->nhwij"), axis=-1)
+    return net.like(x, net.op("Einsum", scores, value, equation="nhwij,ncij->nchw"), channels=24)
+
+
+@pattern
+def gemm_transposes(net: Net, x: Feature) -> Feature:
+    """All four ways to store the operands, with factors, and C as a row, a number and a matrix of one row."""
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", x.name))
+    a = net.op("Gemm", pooled, net.weight(x.channels, 24), net.weight(24), alpha=0.5, beta=2.0)
+    a = net.op("Transpose", net.op("Tanh", a), perm=[1, 0])
+    b = net.op("Gemm", a, net.weight(24, 24), net.weight(1, name="number"), transA=1)
+    b = net.op("Transpose", net.op("Relu", b), perm=[1, 0])
+    c = net.op("Gemm", b, net.weight(x.channels, 24), net.weight(1, x.channels), transA=1, transB=1, beta=-1.0)
+    return net.like(x, net.op("Add", x.name, net.op("Unsqueeze", c, net.const(np.array([2, 3])))))
+
+
+@pattern
+def matmul_vectors(net: Net, x: Feature) -> Feature:
+    """A vector from either side: the axis that is summed over vanishes."""
+    nhwc = net.op("Transpose", net.conv(x, 16).name, perm=[0, 2, 3, 1])
+    gate = net.op("Sigmoid", net.op("MatMul", nhwc, net.weight(16)))
+    flat = net.op("Reshape", net.conv(x, 24).name, net.const(np.array([0, 0, -1])))
+    shift = net.op("Reshape", net.op("MatMul", net.weight(24), flat), net.const(np.array([0, 1, x.size, x.size])))
+    gated = net.op("Mul", x.name, net.op("Unsqueeze", gate, net.const(np.array([1]))))
+    return net.like(x, net.op("Add", gated, shift))
+
+
+# --- indices --------------------------------------------------------------------------------------------------
+
+
+@pattern
+def gather_elements(net: Net, x: Feature) -> Feature:
+    """Positions of a feature map in another order; the order is expanded to all channels by a literal."""
+    s, c = x.size, 16
+    flat = net.op("Reshape", net.conv(x, c).name, net.const(np.array([0, c, s * s])))
+    shape = net.op("Concat", batch_of(net, x), net.const(np.array([c])), net.const(np.array([s * s])), axis=0)
+    order = net.op("Expand", net.const(net.rng.permutation(s * s)), shape)
+    picked = net.op("GatherElements", flat, order, axis=2)
+    return net.like(x, net.op("Reshape", picked, net.const(np.array([0, c, s, s]))), channels=c)
+
+
+@pattern
+def scatter_nd(net: Net, x: Feature) -> Feature:
+    """The first rows are overwritten with those of another feature map."""
+    rows_first = [net.op("Transpose", net.conv(x, 16).name, perm=[2, 0, 3, 1]) for _ in range(2)]
+    some = net.op("Slice", rows_first[1], *(net.const(np.array([n])) for n in (0, 3, 0)))
+    placed = net.op("ScatterND", rows_first[0], net.const(np.array([[4], [0], [2]])), some)
+    return net.like(x, net.op("Transpose", placed, perm=[1, 3, 0, 2]), channels=16)
+
+
+@pattern
+def grid_sample(net: Net, x: Feature) -> Feature:
+    """The places are computed by a layer of their own, from two channels that stay."""
+    places = net.op("Tanh", net.op("Transpose", net.conv(net.conv(x, 8), 2).name, perm=[0, 2, 3, 1]))
+    return net.like(x, net.op("GridSample", net.conv(x, 16).name, places, mode="linear"), channels=16)
+
+
+@pattern
+def fold(net: Net, x: Feature) -> Feature:
+    """PyTorch's Fold: blocks of two by two, laid out side by side."""
+    s = x.size
+    rows = net.op("Reshape", net.conv(x, 32).name, net.const(np.array([0, 0, s * s])))
+    image = net.op("Col2Im", rows, net.const(np.array([2 * s, 2 * s])), net.const(np.array([2, 2])), strides=[2, 2])
+    return net.like(x, image, channels=8, size=2 * s)
+
+
+# --- quantized weights ----------------------------------------------------------------------------------------
+
+
+def coded(net: Net, array: npt.NDArray[Any], dtype: Any, name: str = "coded") -> str:
+    """An integer initializer of its own type."""
+    full = f"{net.prefix}/{name}_{len(net.weights)}"
+    net.weights[full] = array.astype(dtype)
+    return full
+
+
+@pattern
+def quantized_layer(net: Net, x: Feature) -> Feature:
+    """As static quantization writes it: activations per tensor, weights and bias per filter, the bias in int32."""
+
+    def quantized(name: str) -> str:
+        settings = (net.const(0.04), coded(net, np.array(3), np.uint8, "zero"))
+        return str(net.op("DequantizeLinear", net.op("QuantizeLinear", name, *settings), *settings))
+
+    scale = net.const(net.rng.uniform(0.001, 0.01, 24))
+    weight = coded(net, net.rng.integers(-127, 128, (24, x.channels, 3, 3)), np.int8)
+    filters = net.op("DequantizeLinear", weight, scale, coded(net, np.zeros(24), np.int8, "zeros"), axis=0)
+    bias_scale = net.const(net.rng.uniform(0.001, 0.01, 24))
+    bias = net.op("DequantizeLinear", coded(net, net.rng.integers(-99, 99, 24), np.int32), bias_scale, axis=0)
+    y = net.op("Conv", quantized(x.name), filters, bias, pads=[1] * 4)
+    return net.like(x, quantized(net.op("Relu", y)), channels=24)
+
+
+@pattern
+def quantized_weight_behind_others(net: Net, x: Feature) -> Feature:
+    """A weight in blocks of eight along its inputs, which is cast and turned round before it is multiplied."""
+    net.needs_opset(21)
+    nhwc = net.op("Transpose", net.conv(x, 16).name, perm=[0, 2, 3, 1])
+    weight = coded(net, net.rng.integers(-127, 128, (24, 16)), np.int8)
+    scales = net.const(net.rng.uniform(0.001, 0.01, (24, 2)))
+    table = net.op("DequantizeLinear", weight, scales, axis=1, block_size=8)
+    half = net.op("Cast", net.op("Cast", table, to=TensorProto.FLOAT16), to=TensorProto.FLOAT)
+    mixed = net.op("MatMul", nhwc, net.op("Transpose", half, perm=[1, 0]))
+    return net.like(x, net.op("Transpose", mixed, perm=[0, 3, 1, 2]), channels=24)
+
+
+# --- attention operators --------------------------------------------------------------------------------------
+
+
+def to_tokens(net: Net, x: Feature, channels: int) -> str:
+    """(N, C, H, W) -> (N, H*W, channels)."""
+    flat = net.op("Reshape", net.conv(x, channels).name, net.const(np.array([0, 0, -1])))
+    return str(net.op("Transpose", flat, perm=[0, 2, 1]))
+
+
+def from_tokens(net: Net, x: Feature, tokens: str, channels: int) -> Feature:
+    """(N, H*W, channels) -> (N, channels, H, W)."""
+    back = net.op("Transpose", tokens, perm=[0, 2, 1])
+    return net.like(x, net.op("Reshape", back, net.const(np.array([0, 0, x.size, x.size]))), channels=channels)
+
+
+def project(net: Net, tokens: str, width: int, out: int) -> str:
+    return str(net.op("Add", net.op("MatMul", tokens, net.weight(width, out)), net.weight(out)))
+
+
+@pattern
+def attention_of_heads(net: Net, x: Feature) -> Feature:
+    """ONNX's Attention on (N, heads, positions, width), with a bias for each head and the default scale."""
+    net.needs_opset(23)
+    tokens, operands = to_tokens(net, x, 16), []
+    for width in (8, 8, 6):
+        by_head = net.op("Reshape", project(net, tokens, 16, 4 * width), net.const(np.array([0, 0, 4, width])))
+        operands.append(net.op("Transpose", by_head, perm=[0, 2, 1, 3]))
+    y = net.op("Attention", *operands, net.weight(4, x.size**2, x.size**2, name="mask"))
+    back = net.op("Reshape", net.op("Transpose", y, perm=[0, 2, 1, 3]), net.const(np.array([0, 0, 24])))
+    return from_tokens(net, x, project(net, back, 24, 16), 16)
+
+
+@pattern
+def packed_attention_of_two_heads(net: Net, x: Feature) -> Feature:
+    """Packed heads, so few that their width is cut: the default scale must stay that of the whole width."""
+    net.needs_opset(23)
+    tokens = to_tokens(net, x, 16)
+    operands = [project(net, tokens, 16, out) for out in (16, 16, 12)]
+    y = net.op("Attention", *operands, q_num_heads=2, kv_num_heads=2, is_causal=1)
+    return from_tokens(net, x, project(net, y, 12, 16), 16)
+
+
+@pattern
+def attention_with_grouped_queries(net: Net, x: Feature) -> Feature:
+    """Two query heads read one key head."""
+    net.needs_opset(23)
+    tokens = to_tokens(net, x, 16)
+    operands = [project(net, tokens, 16, out) for out in (32, 16, 16)]
+    y = net.op("Attention", *operands, q_num_heads=8, kv_num_heads=4)
+    return from_tokens(net, x, project(net, y, 32, 16), 16)
+
+
+@pattern
+def fused_attention(net: Net, x: Feature) -> Feature:
+    """com.microsoft's Attention makes Q, K and V itself, from one weight."""
+    tokens = to_tokens(net, x, 16)
+    y = net.op("Attention", tokens, net.weight(16, 96), net.weight(96), domain="com.microsoft", num_heads=4)
+    return from_tokens(net, x, project(net, y, 32, 16), 16)
+
+
+@pattern
+def fused_attention_of_two_heads(net: Net, x: Feature) -> Feature:
+    """Parts of different widths, and a bias for the scores."""
+    tokens = to_tokens(net, x, 16)
+    scores = net.weight(1, 2, x.size**2, x.size**2, name="scores")
+    y = net.op(
+        "Attention",
+        *(tokens, net.weight(16, 56), net.weight(56), "", "", scores),
+        domain="com.microsoft",
+        num_heads=2,
+        qkv_hidden_sizes=[16, 16, 24],
+    )
+    return from_tokens(net, x, project(net, y, 24, 16), 16)
+
+
+@pattern
+def multi_head_attention(net: Net, x: Feature) -> Feature:
+    tokens = to_tokens(net, x, 16)
+    operands = [net.op("MatMul", tokens, net.weight(16, out)) for out in (32, 32, 24)]
+    scores = net.weight(1, 4, x.size**2, x.size**2, name="scores")
+    inputs = (*operands, net.weight(88), "", scores)
+    y = net.op("MultiHeadAttention", *inputs, domain="com.microsoft", num_heads=4)
+    return from_tokens(net, x, project(net, y, 24, 16), 16)
+
+
+@pattern
+def multi_head_attention_of_two_heads(net: Net, x: Feature) -> Feature:
+    tokens = to_tokens(net, x, 16)
+    operands = [net.op("MatMul", tokens, net.weight(16, out)) for out in (16, 16, 12)]
+    y = net.op("MultiHeadAttention", *operands, net.weight(44), domain="com.microsoft", num_heads=2)
+    return from_tokens(net, x, project(net, y, 12, 16), 16)
+
+
+@pattern
+def group_query_attention(net: Net, x: Feature) -> Feature:
+    """Two query heads share a key head; without a cache."""
+    tokens = to_tokens(net, x, 16)
+    operands = [project(net, tokens, 16, out) for out in (64, 32, 32)]
+    length = x.size**2
+    rows = net.op("Cast", batch_of(net, x), to=TensorProto.INT64)
+    last = net.op("Expand", coded(net, np.array([length - 1]), np.int32, "last"), rows)
+    inputs = (*operands, "", "", last, coded(net, np.array(length), np.int32, "total"))
+    y, _, _ = net.op("GroupQueryAttention", *inputs, outputs=3, domain="com.microsoft", num_heads=8, kv_num_heads=4)
+    return from_tokens(net, x, project(net, y, 64, 16), 16)
+
+
+@pattern
+def rotary_positions(net: Net, x: Feature) -> Feature:
+    """Queries and keys are turned by their positions; heads go as a whole."""
+    net.needs_opset(23)
+    tokens, length = to_tokens(net, x, 16), x.size**2
+    angles = [net.const(net.rng.standard_normal((1, length, 4)).astype(np.float32)) for _ in range(2)]
+    shape = net.op("Concat", batch_of(net, x), net.const(np.array([length, 4])), axis=0)
+    tables = [net.op("Expand", table, shape) for table in angles]
+    turned = [net.op("RotaryEmbedding", project(net, tokens, 16, 32), *tables, num_heads=4) for _ in range(2)]
+    y = net.op("Attention", *turned, project(net, tokens, 16, 32), q_num_heads=4, kv_num_heads=4)
+    return from_tokens(net, x, project(net, y, 32, 16), 16)
+
+
+@pattern
+def fused_products(net: Net, x: Feature) -> Feature:
+    """What ONNX Runtime makes of transposes, scales and activations around products."""
+    ms = "com.microsoft"
+    flat = net.op("Reshape", net.conv(x, 16).name, net.const(np.array([0, 0, -1])))  # (N, C, L)
+    hidden = net.op("FusedMatMul", flat, net.weight(24, 16), domain=ms, transA=1, transB=1, alpha=0.5)
+    hidden = net.op("BiasGelu", hidden, net.weight(24), domain=ms)
+    hidden = net.op("QuickGelu", hidden, domain=ms)
+    y = from_tokens(net, x, hidden, 24)
+    z = net.conv(x, 16)
+    inputs = (y.name, net.weight(16, 24, 1, 1), net.weight(16), z.name)
+    return net.like(z, net.op("FusedConv", *inputs, domain=ms, activation="Relu"))
+
+
+@pattern
+def skip_normalization(net: Net, x: Feature) -> Feature:
+    """The sum of two branches and a bias is normalized, and goes on as it is, too."""
+    ms, tokens = "com.microsoft", to_tokens(net, x, 16)
+    branch = net.op("MatMul", tokens, net.weight(16, 16))
+    scale, shift, bias = (net.weight(16) for _ in range(3))
+    y, _, _, total = net.op(
+        "SkipLayerNormalization", tokens, branch, scale, shift, bias, outputs=4, domain=ms, epsilon=1e-3
+    )
+    again = net.op("SkipSimplifiedLayerNormalization", net.op("MatMul", y, net.weight(16, 16)), total, scale, domain=ms)
+    return from_tokens(net, x, net.op("SimplifiedLayerNormalization", again, net.weight(16), axis=-1), 16)
+
+
+@pattern
+def deformable(net: Net, x: Feature) -> Feature:
+    """Offsets and a mask come from layers of their own, whose channels stay."""
+    offsets, mask = net.conv(net.conv(x, 8), 18), net.conv(x, 9)
+    inputs = (x.name, net.weight(24, x.channels, 3, 3), offsets.name, net.weight(24), net.op("Sigmoid", mask.name))
+    return net.like(x, net.op("DeformConv", *inputs, kernel_shape=[3, 3], pads=[1] * 4), channels=24)

@@ -262,6 +262,20 @@ def _multi_head_attention(node: ir.Node, reader: DimensionReader) -> int | None:
     return query[0] * query[1] * key[1] * (query[2] + value[2])
 
 
+@MACS.register("GroupQueryAttention", domain="com.microsoft")
+def _group_query_attention(node: ir.Node, reader: DimensionReader) -> int | None:
+    """Q K^T and the weighted sum of V: query (batch, length, heads * width), alone or with keys and values behind it.
+
+    With a cache (batch, key heads, past length, width), as if it were full.
+    """
+    query, past = reader.shape(_input(node, 0)), reader.shape(_input(node, 3))
+    out = reader.shape(node.outputs[0])
+    if query is None or out is None or (past is None and _input(node, 3) is not None):
+        return None
+    length = query[1] + (past[2] if past is not None else 0)
+    return 2 * math.prod(out) * length
+
+
 @MACS.register("Attention", domain="com.microsoft")
 def _fused_attention(node: ir.Node, reader: DimensionReader) -> int | None:
     """The projection to Q, K and V (input, 3 * hidden), then Q K^T and the weighted sum of V."""
@@ -281,6 +295,8 @@ MACS.add(
     # normalization: per-element scale and shift, statistics by addition
     *("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"),
     *("LpNormalization", "MeanVarianceNormalization", "LRN", "RMSNormalization"),
+    # ONNX Runtime has its fused one in ONNX's own domain as well
+    "SimplifiedLayerNormalization",
     # activations
     *("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus"),
     *("Softsign", "Softmax", "LogSoftmax", "Hardmax", "ThresholdedRelu", "Gelu", "Mish", "Swish", "Clip", "Shrink"),
@@ -318,6 +334,14 @@ MACS.add(
     *("QLinearSoftmax", "QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean"),
     *("QLinearWhere", "Gelu", "FastGelu", "BiasGelu", "QuickGelu", "BiasAdd", "BiasSplitGelu", "GroupNorm"),
     *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "NhwcMaxPool"),
-    *("SimplifiedLayerNormalization", "FusedConcatCast", "ReorderInput", "ReorderOutput", "DynamicTimeWarping"),
+    *(
+        "SimplifiedLayerNormalization",
+        "LayerNormalization",
+        "RotaryEmbedding",
+        "FusedConcatCast",
+        "ReorderInput",
+        "ReorderOutput",
+        "DynamicTimeWarping",
+    ),
     domain="com.microsoft",
 )

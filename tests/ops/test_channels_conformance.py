@@ -21,8 +21,9 @@ from onnx import defs, numpy_helper
 
 from onnxprune.ops.channels import CHANNELS, Labelling, label_node
 from onnxprune.ops.channels.elements import Dimension
+from onnxprune.ops.channels.grids import settle_grids
 from onnxprune.passes.prune.analysis import ChannelClasses
-from onnxprune.passes.prune.oracle import largest_difference, mask_contractions
+from onnxprune.passes.prune.oracle import largest_difference, mask_channels
 from onnxprune.passes.prune.surgery import remove_channels
 from onnxprune.runtime.sessions import ort_runner_from_model
 
@@ -119,6 +120,7 @@ def build(case: Case, *, with_weights: bool) -> tuple[ir.Model, Labelling, dict[
         for element in labelling.elements.get(output, ()):
             if isinstance(element, Dimension) and element.labels is not None:
                 labelling.space.freeze(element.labels, "its number is an output")
+    settle_grids(labelling.space, labelling.grids, labelling.policy.units)
     return model, labelling, fed
 
 
@@ -160,7 +162,7 @@ def difference(case: Case, *, with_weights: bool, seed: int) -> tuple[float, boo
         return 0.0, False
     out_labels = {value.name: labelling.values.get(value, ()) for value in whole.graph.outputs}
     in_labels = {value.name: labelling.values[value] for value in whole.graph.inputs}
-    mask_contractions(whole, labelling, stays)
+    mask_channels(whole, labelling, stays)
     expected = ort_runner_from_model(whole, optimization="disabled").run(fed)
     expected = {name: cut(array, out_labels[name], stays) for name, array in expected.items()}
 
@@ -228,7 +230,12 @@ def test_rule_agrees_with_the_definition_of_its_operator(op_type: str) -> None:
 # Rules whose official cases leave nothing to remove, with the reason.
 NOTHING_TO_CUT = {
     "BitShift": "the cases are integer vectors, which stand for shapes here",
+    "DeformConv": "the cases have one channel; tests/property holds it against the oracle",
+    "EyeLike": "the ones follow the places on both axes",
     "GridSample": "the cases have one channel",
+    "NonZero": "the result counts places on all axes",
+    "ReverseSequence": "the cases have a step and a batch axis only",
+    "Unique": "the result counts places on all axes",
     "RoiAlign": "the cases have one channel",
     "Resize": "the cases have one channel; tests/property holds it against the oracle",
     "Conv": "the cases have one channel; tests/property holds convolutions against the oracle",
@@ -257,4 +264,4 @@ def test_every_operator_without_a_rule_freezes_all_it_touches() -> None:
             reasons = labelling.space.frozen_reasons(class_of, len(class_of))
             assert all(reason and "an operator without a channel rule" in reason for reason in reasons), case.name
             seen += 1
-    assert seen > 20
+    assert seen > 15

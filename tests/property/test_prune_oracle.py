@@ -18,7 +18,11 @@ from onnxprune.passes.prune.limits import width_limits
 from onnxprune.passes.prune.oracle import largest_difference, masked_model
 from onnxprune.passes.prune.surgery import remove_channels
 from onnxprune.runtime.sessions import ort_runner_from_model
+from tests import patterns_statistics
 from tests.patterns import PATTERNS, network
+
+# Importing it adds its patterns to PATTERNS.
+assert patterns_statistics
 
 # Single-precision sums in another order; a wrong cut changes outputs by whole percents.
 TOLERANCE = 1e-4

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnxprune.ops.channels.flow import CHANNELS, Flow, Role
+from onnxprune.ops.channels.flow import CHANNELS, Flow
+from onnxprune.ops.channels.labelling import Role
 from onnxprune.ops.channels.labels import LabelArray
 
 __all__ = ["broadcast"]
@@ -69,7 +70,7 @@ def _axis(flow: Flow, positions: list[int], axis: int) -> LabelArray | None:
     *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Xor"),
     *("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor"),
 )
-@CHANNELS.register("FastGelu", "BiasGelu", "QuickGelu", "Gelu", domain="com.microsoft")
+@CHANNELS.register("FastGelu", "BiasGelu", "QuickGelu", "Gelu", "BiasAdd", domain="com.microsoft")
 def _elementwise(flow: Flow) -> None:
     flow.give(broadcast(flow, range(flow.num_inputs)))
 
@@ -92,22 +93,38 @@ def _dropout(flow: Flow) -> None:
 
 
 @CHANNELS.register("QuantizeLinear", "DequantizeLinear")
+@CHANNELS.register("QuantizeLinear", "DequantizeLinear", domain="com.microsoft")
 def _quantize(flow: Flow) -> None:
-    """Scale and zero point are per tensor, or one for each index of `axis`.
+    """Scale and zero point are per tensor, one for each index of `axis`, or one for each block along it.
 
-    A quantized weight is a constant here: each of its axes gets labels, as if it were a float weight.
+    A quantized weight is a constant here: its axes get labels for the layer behind it.
     """
-    if flow.node.attributes.get_int("block_size", 0):
-        flow.freeze_input(0, f"is quantized in blocks by {flow.where}")
+    dims = flow.dims(0)
+    if dims is None:
+        flow.freeze_input(0, f"has no known rank in {flow.where}")
         return
-    dims = flow.dims(0) or ()
     if flow.is_constant(0):
-        labels = tuple(flow.own(0, axis) if size != 1 else None for axis, size in enumerate(dims))
+        labels = [flow.own_tentatively(0, axis) if size != 1 else None for axis, size in enumerate(dims)]
     else:
-        labels = flow.labels(0)
+        labels = list(flow.labels(0)) or [None] * len(dims)
     axis = flow.node.attributes.get_int("axis", 1)
+    if flow.node.attributes.get_int("block_size", 0):
+        flow.give(_quantized_in_blocks(flow, labels, axis % len(dims)))
+        return
     on_axis = labels[axis] if -len(labels) <= axis < len(labels) else None
     for position in (1, 2):
         if on_axis is not None and flow.dims(position) == (len(on_axis),):
             flow.bind(position, 0, on_axis, Role.PARAMETER)
     flow.give(labels)
+
+
+def _quantized_in_blocks(flow: Flow, labels: list[LabelArray | None], axis: int) -> list[LabelArray | None]:
+    """Scales have the axes of the tensor, the blocked one shorter: blocks would have to go as a whole."""
+    flow.freeze(labels[axis], f"shares a scale with others of its block in {flow.where}")
+    for position in (1, 2):
+        flow.freeze_input(position, f"is the scale of a block in {flow.where}", axes=[axis])
+    for other, on_axis in enumerate(labels):
+        for position in (1, 2):
+            if other != axis and on_axis is not None and flow.has(position):
+                flow.bind(position, other, on_axis, Role.PARAMETER)
+    return labels

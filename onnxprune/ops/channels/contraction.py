@@ -1,4 +1,4 @@
-"""Channels through products and sums over axes: MatMul, Gemm, Einsum, recurrent layers.
+"""Channels through products and sums over axes: MatMul, Gemm, Einsum.
 
 One algebra serves all: every axis of every operand gets a letter, as in Einsum. Per letter
     labelled computed operands are joined; constants are labelled with what they meet
@@ -8,18 +8,31 @@ One algebra serves all: every axis of every operand gets a letter, as in Einsum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from onnxprune.ops.channels.flow import CHANNELS, Flow, Role
+from onnxprune.ops.channels.flow import CHANNELS, Flow
+from onnxprune.ops.channels.labelling import Role
 from onnxprune.ops.channels.labels import LabelArray
 
 __all__: list[str] = []
 
 
-def _product(flow: Flow, operands: Mapping[int, Sequence[str]], output: Sequence[str]) -> tuple[LabelArray | None, ...]:
-    """Labels of each letter of `output`; `operands` maps input positions to one letter per axis."""
+def _product(
+    flow: Flow,
+    operands: Mapping[int, Sequence[str]],
+    output: Sequence[str],
+    *,
+    fixed: Collection[str] = (),
+) -> tuple[LabelArray | None, ...]:
+    """Labels of each letter of `output`; `operands` maps input positions to one letter per axis.
+
+    Letters in `fixed` have no labels.
+    """
     letters = sorted({letter for term in operands.values() for letter in term})
-    labels = {letter: _letter(flow, operands, letter, is_summed=letter not in output) for letter in letters}
+    labels = {
+        letter: None if letter in fixed else _letter(flow, operands, letter, is_summed=letter not in output)
+        for letter in letters
+    }
     flow.macs_follow(*labels.values())
     return tuple(labels[letter] for letter in output)
 
@@ -40,41 +53,64 @@ def _letter(flow: Flow, operands: Mapping[int, Sequence[str]], letter: str, *, i
     ]
     if not labelled:
         return _new_channels(flow, constant) if not computed and not is_summed else None
+    for position, axis, _ in labelled:
+        # A weight that came through others is used here as a constant would be.
+        is_new = not is_summed and len(axes) == 1
+        flow.own(position, axis, Role.FILTER if is_new else Role.INPUT if is_summed else Role.PARAMETER)
     first = labelled[0][2]
     for _, _, labels in labelled[1:]:
         flow.join(first, labels)
     for position, axis in constant:
         flow.bind(position, axis, first, Role.INPUT if is_summed else Role.PARAMETER)
-    for position, axis in computed:
-        if flow.axis_labels(position, axis) is None:
-            flow.bind(position, axis, first)  # freezes, with the name of what is fixed
+    fixed = [(position, axis) for position, axis in computed if flow.axis_labels(position, axis) is None]
+    for position, axis in fixed:
+        flow.bind(position, axis, first)  # freezes, with the name of what is fixed
+    if fixed:
+        return first
     if is_summed:
         for position, axis, _ in labelled:
             flow.contract(position, axis)
+    elif len(labelled) > 1:
+        # Products of two activations that are made once for each of these: attention heads.
+        flow.prefer(first)
     return first
 
 
 def _new_channels(flow: Flow, constant: Sequence[tuple[int, int]]) -> LabelArray | None:
     if len(constant) != 1 or not flow.is_trainable(constant[0][0]):
         return None
-    return flow.own(*constant[0])
+    position, axis = constant[0]
+    if position == 0 and flow.is_derived(range(flow.num_inputs)):
+        # A layer that works on a table (coordinates, positions): the table's rows are data, as those of an input are.
+        return flow.own_tentatively(position, axis)
+    return flow.own(position, axis)
 
 
 @CHANNELS.register("MatMul")
+@CHANNELS.register("FusedMatMul", "TransposeMatMul", domain="com.microsoft")
 def _matmul(flow: Flow) -> None:
-    left, right = flow.dims(0), flow.dims(1)
+    left, right, attributes = flow.dims(0), flow.dims(1), flow.node.attributes
     if not left or not right:
         _freeze_all(flow, "meets a tensor of unknown rank")
         return
-    batch_rank = max(len(left), len(right)) - 2
-    batch = [f"b{index}" for index in range(max(batch_rank, 0))]
-    left_letters = ["k"] if len(left) == 1 else [*batch[len(batch) - (len(left) - 2) :], "m", "k"]
-    right_letters = ["k"] if len(right) == 1 else [*batch[len(batch) - (len(right) - 2) :], "k", "n"]
+    batch = [f"b{index}" for index in range(max(len(left), len(right)) - 2, 0, -1)]
     output = [*batch, *(["m"] if len(left) > 1 else []), *(["n"] if len(right) > 1 else [])]
-    flow.give(_product(flow, {0: left_letters, 1: right_letters}, output))
+    operands = {}
+    for position, rank, matrix, side in ((0, len(left), ["m", "k"], "A"), (1, len(right), ["k", "n"], "B")):
+        if rank == 1:
+            operands[position] = ["k"]
+            continue
+        if attributes.get_int(f"trans{side}", 0):
+            matrix = matrix[::-1]
+        own_batch = batch[len(batch) - (rank - 2) :]
+        # transBatch: the row axis is stored before the batch axes.
+        rows_first = attributes.get_int(f"transBatch{side}", 0)
+        operands[position] = [matrix[0], *own_batch, matrix[1]] if rows_first else [*own_batch, *matrix]
+    flow.give(_product(flow, operands, output))
 
 
 @CHANNELS.register("Gemm")
+@CHANNELS.register("FusedGemm", domain="com.microsoft")
 def _gemm(flow: Flow) -> None:
     left = ["k", "m"] if flow.node.attributes.get_int("transA", 0) else ["m", "k"]
     right = ["n", "k"] if flow.node.attributes.get_int("transB", 0) else ["k", "n"]
@@ -99,37 +135,51 @@ def _gemm(flow: Flow) -> None:
 
 @CHANNELS.register("Einsum")
 def _einsum(flow: Flow) -> None:
+    ranks = [len(dims) for position in range(flow.num_inputs) if (dims := flow.dims(position)) is not None]
     equation = flow.node.attributes.get_string("equation", "").replace(" ", "")
-    inputs, arrow, output = equation.partition("->")
-    terms = inputs.split(",")
-    known_ranks = all(flow.dims(position) is not None for position in range(flow.num_inputs))
-    if not arrow or "..." in equation or len(terms) != flow.num_inputs or not known_ranks:
-        _freeze_all(flow, "is in an equation with an ellipsis or an implicit output")
+    terms = _terms(equation, ranks) if len(ranks) == flow.num_inputs else None
+    if terms is None:
+        _freeze_all(flow, "is in an equation that is not understood")
         return
-    if any(len(set(term)) != len(term) for term in terms):
-        _freeze_all(flow, "is on a diagonal")
-        return
-    flow.give(_product(flow, {position: list(term) for position, term in enumerate(terms)}, list(output)))
+    inputs, output = terms
+    # A diagonal holds the elements whose indices on two axes are equal: both axes stay.
+    diagonal = {letter for term in inputs for letter in term if term.count(letter) > 1}
+    for position, term in enumerate(inputs):
+        axes = [axis for axis, letter in enumerate(term) if letter in diagonal]
+        flow.freeze_input(position, f"is on a diagonal in {flow.where}", axes=axes)
+    flow.give(_product(flow, dict(enumerate(inputs)), output, fixed=diagonal))
 
 
-@CHANNELS.register("RNN", "GRU", "LSTM")
-def _recurrent(flow: Flow) -> None:
-    """X is (steps, batch, input): its features are summed over by W. The hidden units stay.
+def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]] | None:
+    """Letters of each input's axes and of the output's; axes behind an ellipsis get numbers, the last one is 1."""
+    left, arrow, right = equation.partition("->")
+    written = left.split(",")
+    if len(written) != len(ranks):
+        return None
+    inputs: list[list[str]] = []
+    for term, rank in zip(written, ranks, strict=True):
+        letters = _axes_of(term, rank)
+        if letters is None:
+            return None
+        inputs.append(letters)
+    hidden = max((sum(letter.startswith(".") for letter in term) for term in inputs), default=0)
+    ahead = [f".{number}" for number in range(hidden, 0, -1)]
+    if arrow:
+        head, dots, tail = right.partition("...")
+        return inputs, [*head, *(ahead if dots else []), *tail]
+    letters = [letter for term in inputs for letter in term if not letter.startswith(".")]
+    once = [letter for letter in letters if letters.count(letter) == 1]
+    if any(letter.isupper() for letter in once) and any(letter.islower() for letter in once):
+        return None  # NumPy and ONNX Runtime order capitals differently
+    return inputs, [*ahead, *sorted(once)]
 
-    With layout = 1, X is (batch, steps, input), which changes nothing here.
-    """
-    flow.freeze_input(0, f"is a step or batch axis of {flow.where}", axes=[0, 1])
-    for position in range(2, flow.num_inputs):
-        flow.freeze_input(position, f"is state of {flow.where}")
-    flow.freeze_input(1, f"holds hidden units of {flow.where}", axes=[0, 1])
-    incoming = flow.axis_labels(0, 2)
-    if incoming is not None:
-        flow.bind(1, 2, incoming, Role.INPUT)
-        flow.contract(0, 2)
-    else:
-        flow.freeze_input(1, f"meets fixed input features in {flow.where}", axes=[2])
-    if flow.is_trainable(1):
-        flow.freeze(flow.own(1, 1), f"hidden units of {flow.where} are not pruned")
+
+def _axes_of(term: str, rank: int) -> list[str] | None:
+    head, dots, tail = term.partition("...")
+    hidden = rank - len(head) - len(tail)
+    if hidden < 0 or (hidden and not dots):
+        return None
+    return [*head, *(f".{number}" for number in range(hidden, 0, -1)), *tail]
 
 
 def _freeze_all(flow: Flow, what: str) -> None:

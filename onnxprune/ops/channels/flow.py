@@ -6,15 +6,15 @@ A rule is a function of a `Flow`. It reads the labels of the inputs and gives la
     join      puts labels together that must live or die together
     freeze    says that channels can't be removed, and why
     contract  says that an axis is summed over here: a channel removed before it is a zero to this node
+    measure   says that statistics are taken over an axis: with a channel removed, they are those of the others
+    grid      puts labels on a rectangle that can only lose whole rows or columns; merged does the reverse
     shrink    registers what to rewrite in the node once it is known which labels are kept
 Rules run forward only, in topological order, once per node.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -23,70 +23,23 @@ import onnx_ir as ir
 
 from onnxprune.graph.weights import constant_array, replace_weight
 from onnxprune.ops.channels.elements import Dimension, Element, Elements, Literal, constant_elements
-from onnxprune.ops.channels.labels import AxisLabels, LabelArray, LabelSpace
+from onnxprune.ops.channels.grids import Grid, distinct_slices
+from onnxprune.ops.channels.labelling import (
+    Contraction,
+    Labelling,
+    LiteralUse,
+    MacsTerm,
+    Measurement,
+    Role,
+    ShrinkHook,
+    TentativeAxis,
+    WeightUse,
+)
+from onnxprune.ops.channels.labels import AxisLabels, LabelArray
 from onnxprune.ops.channels.removal import Removal
 from onnxprune.ops.table import OpTable
 
-__all__ = [
-    "CHANNELS",
-    "ChannelRule",
-    "Contraction",
-    "Flow",
-    "Labelling",
-    "Role",
-    "ShrinkHook",
-    "WeightUse",
-]
-
-ShrinkHook: TypeAlias = Callable[[Removal], None]
-"""Rewrites what a node holds besides its labelled weights (a group count, a shape constant)."""
-
-
-class Role(enum.Enum):
-    """What an axis of a weight is to its node."""
-
-    FILTER = "filter"
-    """Enumerates what the node produces."""
-    INPUT = "input"
-    """Is summed over against the channels that come in."""
-    PARAMETER = "parameter"
-    """Holds one number (or block) per channel: bias, BatchNorm, broadcast constants."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WeightUse:
-    """One use of one axis of an initializer by one node."""
-
-    node: ir.Node
-    position: int
-    axis: int
-    role: Role
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Contraction:
-    """`node` sums over `axis` of its input `position`; `rank` is that input's rank."""
-
-    node: ir.Node
-    position: int
-    axis: int
-    rank: int
-    labels: LabelArray
-
-
-@dataclass(slots=True, eq=False)
-class Labelling:
-    """Everything the sweep over one model found out."""
-
-    space: LabelSpace = field(default_factory=LabelSpace)
-    values: dict[ir.Value, AxisLabels] = field(default_factory=dict)
-    elements: dict[ir.Value, Elements] = field(default_factory=dict)
-    weights: dict[ir.Value, dict[int, LabelArray]] = field(default_factory=dict)
-    weight_uses: dict[ir.Value, list[WeightUse]] = field(default_factory=dict)
-    contractions: list[Contraction] = field(default_factory=list)
-    shrink_hooks: list[tuple[LabelArray, ShrinkHook]] = field(default_factory=list)
-    macs_axes: dict[ir.Node, tuple[LabelArray, ...]] = field(default_factory=dict)
-    """Labelled axes that the MACs of a node are proportional to, one entry for each factor."""
+__all__ = ["CHANNELS", "ChannelRule", "Flow"]
 
 
 class Flow:
@@ -199,8 +152,15 @@ class Flow:
     # --- saying -----------------------------------------------------------------------------------------------
 
     def give(self, labels: Sequence[LabelArray | None], index: int = 0) -> None:
-        """Label the axes of an output."""
-        if any(axis is not None for axis in labels) and index < len(self.node.outputs):
+        """Label the axes of an output; of one whose rank is unknown they are frozen."""
+        if index >= len(self.node.outputs) or all(axis is None for axis in labels):
+            return
+        if not self.node.outputs[index].name:
+            return  # the output is left out
+        if self.out_dims(index) is None:
+            for axis in labels:
+                self.freeze(axis, f"reaches '{self.node.outputs[index].name}', whose rank is unknown")
+        else:
             self._labelling.values[self.node.outputs[index]] = tuple(labels)
 
     def give_elements(self, elements: Elements, index: int = 0) -> None:
@@ -214,18 +174,74 @@ class Flow:
     def own(self, position: int, axis: int, role: Role = Role.FILTER) -> LabelArray | None:
         """Labels of an operand's axis. A constant's axis gets fresh labels; a computed one has its own or None."""
         if not self.is_constant(position):
-            return self.axis_labels(position, axis)
+            labels = self.axis_labels(position, axis)
+            self._note_use(position, labels, role)
+            if labels is not None and role is Role.FILTER and self.value(position) in self._labelling.derived:
+                self._labelling.firm.append(labels)
+            return labels
         value, axis = self._weight(position, axis)
         axes = self._labelling.weights.setdefault(value, {})
-        if axis not in axes:
+        if axis in axes:
+            self._labelling.firm.append(axes[axis])
+        else:
             axes[axis] = self.fresh(_static_dims(value)[axis])
         self._labelling.weight_uses.setdefault(value, []).append(WeightUse(self.node, position, axis, role))
         return axes[axis]
+
+    def own_tentatively(self, position: int, axis: int) -> LabelArray:
+        """Labels of a constant's axis that only count when something labelled is joined to them."""
+        value, axis = self._weight(position, axis)
+        axes = self._labelling.weights.setdefault(value, {})
+        use = WeightUse(self.node, position, axis, Role.PARAMETER)
+        if axis not in axes:
+            axes[axis] = self.fresh(_static_dims(value)[axis])
+            self._labelling.tentative.append(TentativeAxis(axes[axis], use))
+        self._labelling.weight_uses.setdefault(value, []).append(use)
+        return axes[axis]
+
+    def sized_by(self, position: int, element: Element) -> LabelArray | None:
+        """Labels of a new axis whose size is this element of shape-like input `position`.
+
+        An axis as long as another one has the other's labels. A literal gives labels of its own, which only count
+        when something labelled is joined to them: then the literal is rewritten.
+        """
+        if isinstance(element, Dimension):
+            return element.labels
+        if element is None or element.number <= 1:
+            return None
+        labels = self.fresh(element.number)
+        self._labelling.tentative.append(TentativeAxis(labels, None))
+        self.follow(position, element, labels)
+        return labels
+
+    def is_derived(self, positions: Iterable[int]) -> bool:
+        """True when these inputs are constants, or computed from constants only."""
+        return all(
+            value is None or value in self._labelling.derived or self.is_constant(position)
+            for position, value in ((position, self.value(position)) for position in positions)
+        )
+
+    def mark_derived(self) -> None:
+        """Note that what the node computes comes from constants only."""
+        self._labelling.derived.update(self.node.outputs)
+
+    def _note_use(self, position: int, labels: LabelArray | None, role: Role) -> None:
+        """A weight that reaches this node through others (Cast, DequantizeLinear) is used here, too."""
+        value = self.value(position)
+        if labels is None or value is None or value not in self._labelling.derived:
+            return
+        for source in self._initializers_behind(value):
+            for axis, own in self._labelling.weights.get(source, {}).items():
+                if np.array_equal(own, labels):
+                    self._labelling.weight_uses[source].append(WeightUse(self.node, position, axis, role))
 
     def bind(self, position: int, axis: int, labels: LabelArray, role: Role = Role.PARAMETER) -> None:
         """Say that an operand's axis is indexed by `labels`: label a constant, join a computed operand."""
         if self.is_constant(position):
             value, axis = self._weight(position, axis)
+            if _static_dims(value)[axis] != len(labels):
+                self.freeze(labels, f"meets an axis of another length in {self.where}")
+                return
             axes = self._labelling.weights.setdefault(value, {})
             self._labelling.weight_uses.setdefault(value, []).append(WeightUse(self.node, position, axis, role))
             known = axes.setdefault(axis, labels)
@@ -235,7 +251,25 @@ class Flow:
                 self.freeze(labels, self._meets_fixed(position))
                 return
             known = known_or_none
+            self._note_use(position, known, role)
         self.join(known, labels)
+
+    def _initializers_behind(self, value: ir.Value) -> list[ir.Value]:
+        """The initializers that a derived value comes from."""
+        found: list[ir.Value] = []
+        seen: set[ir.Value] = set()
+        waiting = [value]
+        while waiting:
+            current = waiting.pop()
+            producer = current.producer()
+            if current in seen:
+                continue
+            seen.add(current)
+            if producer is not None and current in self._labelling.derived:
+                waiting.extend(other for other in producer.inputs if other is not None)
+            elif current.is_initializer():
+                found.append(current)
+        return found
 
     def _weight(self, position: int, axis: int) -> tuple[ir.Value, int]:
         self._labels_read.add(position)
@@ -289,16 +323,110 @@ class Flow:
                 self.freeze(element.labels, reason)
 
     def contract(self, position: int, axis: int) -> None:
-        """Say that the node sums over this axis of a computed input."""
+        """Say that the node sums over this axis of an input."""
         labels = self.labels(position)
         on_axis = labels[axis] if labels else None
-        if on_axis is not None and not self.is_constant(position):
+        if on_axis is not None:
             found = Contraction(self.node, position, axis % len(labels), len(labels), on_axis)
             self._labelling.contractions.append(found)
+            self._labelling.firm.append(on_axis)
+
+    def measure(self, axis_labels: LabelArray | None, what: str) -> bool:
+        """Say that the node takes statistics over an axis of its inputs that carries these labels.
+
+        Returns:
+            True when the channels may go all the same; False when the policy wants exact results, and they are frozen.
+        """
+        if axis_labels is None:
+            return True
+        reason = f"{what} by {self.where}"
+        if self._labelling.policy.is_exact:
+            self.freeze(axis_labels, reason)
+            return False
+        self._labelling.measurements.append(Measurement(self.node, axis_labels, reason))
+        return True
+
+    def grid(self, labels: LabelArray, shape: Sequence[int]) -> tuple[LabelArray | None, ...]:
+        """Put `labels` on a rectangle, row-major; returns labels for each of its sides.
+
+        A side along which nothing changes has None: nothing can be removed along it. Where the labels change along
+        one side only, that side has them. Otherwise every side gets labels of its own, and which of them carries
+        removals is decided when the whole model is known (see `grids`).
+
+        Args:
+            labels: prod(shape) labels.
+            shape: Size of each side.
+        """
+        table = labels.reshape(tuple(shape))
+        roots = self.find(labels).reshape(table.shape)
+        for axis in range(table.ndim):
+            first = _first_along(roots, axis)
+            if table.shape[axis] > 1 and (roots == first).all():
+                only = np.ascontiguousarray(_first_along(table, axis).reshape(-1))
+                self._join_along(table, only, axis)
+                return tuple(only if other == axis else None for other in range(table.ndim))
+        sides: list[LabelArray | None] = []
+        distinct: list[LabelArray | None] = []
+        reduced = table
+        for axis, size in enumerate(table.shape):
+            if size == 1:
+                sides.append(None)
+                distinct.append(None)
+                continue
+            first_of, set_of = distinct_slices(roots, axis)
+            own = self.fresh(len(first_of))
+            sides.append(own[set_of])
+            distinct.append(own)
+            reduced = np.take(reduced, first_of, axis=axis)
+        flat = np.ascontiguousarray(reduced).reshape(-1)
+        self._add_grid(flat, reduced.shape, distinct)
+        self._labelling.grid_memo.setdefault(_key([side for side in distinct if side is not None]), flat)
+        return tuple(sides)
+
+    def merged(self, sides: Sequence[LabelArray]) -> LabelArray:
+        """Labels of the elements, row-major, of a rectangle with these sides."""
+        # A label that stands on a side several times (a channel and its H*W places) is one row of the grid.
+        found = [distinct_slices(self.find(side), 0) for side in sides]
+        distinct = [side[first_of] for side, (first_of, _) in zip(sides, found, strict=True)]
+        shape = tuple(len(side) for side in distinct)
+        if sum(size > 1 for size in shape) > 1:
+            known = self._labelling.grid_memo.get(_key(distinct))
+            flat = known if known is not None else self.fresh(int(np.prod(shape)))
+            if known is None:
+                self._add_grid(flat, shape, [side if len(side) > 1 else None for side in distinct])
+                self._labelling.grid_memo[_key(distinct)] = flat
+        else:
+            flat = max(distinct, key=len)
+        for side in distinct:
+            if len(side) == 1:
+                # The one row can't go, and what is on it goes by the other sides.
+                self.freeze(side, f"is the only row of a grid in {self.where}")
+        return np.ascontiguousarray(flat.reshape(shape)[np.ix_(*(set_of for _, set_of in found))]).reshape(-1)
+
+    def prefer(self, labels: LabelArray) -> None:
+        """Say that these labels count units that work as a whole, such as attention heads."""
+        self._labelling.space.mark_units(labels)
+
+    def _add_grid(self, flat: LabelArray, shape: tuple[int, ...], sides: Sequence[LabelArray | None]) -> None:
+        self._labelling.grids.append(Grid(flat=flat, shape=shape, sides=tuple(sides), where=self.where))
+
+    def _join_along(self, table: LabelArray, labels: LabelArray, axis: int) -> None:
+        """Join what has one root already, so that later joins of either reach both."""
+        along = [1] * table.ndim
+        along[axis] = len(labels)
+        wide = np.broadcast_to(labels.reshape(along), table.shape)
+        if (table != wide).any():
+            self.join(np.ascontiguousarray(wide).reshape(-1), np.ascontiguousarray(table).reshape(-1))
 
     def macs_follow(self, *axes: LabelArray | None) -> None:
         """Say which labelled axes the node's MACs are proportional to."""
-        self._labelling.macs_axes[self.node] = tuple(axis for axis in axes if axis is not None)
+        self.macs_sum((1.0, axes))
+
+    def macs_sum(self, *terms: tuple[float, Iterable[LabelArray | None]]) -> None:
+        """Say what the node's MACs are a sum of: each term's share, and the labelled axes it is proportional to."""
+        self._labelling.macs_terms[self.node] = tuple(
+            MacsTerm(share, tuple(axis for axis in axes if axis is not None)) for share, axes in terms
+        )
 
     def shrink(self, labels: LabelArray, hook: ShrinkHook) -> None:
         """Call `hook` when one of `labels` is removed."""
@@ -322,7 +450,7 @@ class Flow:
         elif isinstance(element, Literal):
             if element.number in (0, -1) or len(labels) == 0:
                 return  # "as the input has it" and "whatever fits" follow by themselves
-            self.rewrite_literal(position, element, lambda removal: removal.count(labels), labels)
+            self.rewrite_literal(position, element, lambda removal: removal.count(labels), labels, is_count=True)
         elif element.labels is None:
             self.freeze(labels, f"its number is taken from another, fixed axis in {self.where}")
         else:
@@ -330,18 +458,23 @@ class Flow:
             self.join(element.labels, labels)
 
     def rewrite_literal(
-        self, position: int, literal: Literal, number: Callable[[Removal], int], labels: LabelArray
+        self,
+        position: int,
+        literal: Literal,
+        number: Callable[[Removal], int],
+        labels: LabelArray,
+        *,
+        is_count: bool = False,
     ) -> None:
         """Write `number` in place of a literal when channels are removed.
 
-        A constant that others use too is copied for this node; where it reaches the node through other nodes that
-        is not possible, and `labels` are frozen.
+        A constant that others use too is copied for this node. Where it reaches the node through other nodes that is
+        not possible: after the sweep, `labels` are frozen if somebody else reads another number there.
         """
         node, source, index = self.node, literal.source, literal.index
         is_direct = source is self.value(position)
-        if not is_direct and len(source.uses()) + int(source.is_graph_output()) > 1:
-            self.freeze(labels, f"its number stands in '{source.name}', which not only {self.where} uses")
-            return
+        if not is_direct:
+            self._labelling.literals.append(LiteralUse(node, position, literal, labels, is_count))
 
         def shrink(removal: Removal) -> None:
             target = removal.private_constant(node, position) if is_direct else source
@@ -350,6 +483,15 @@ class Flow:
             replace_weight(target, array)
 
         self.shrink(labels, shrink)
+
+
+def _key(sides: Sequence[LabelArray]) -> tuple[bytes, ...]:
+    return tuple(side.tobytes() for side in sides if len(side) > 1)
+
+
+def _first_along(table: LabelArray, axis: int) -> LabelArray:
+    """The first entry on all axes but one, which keep size 1."""
+    return table[tuple(slice(None) if other == axis else slice(0, 1) for other in range(table.ndim))]
 
 
 def _static_dims(value: ir.Value) -> tuple[int, ...]:

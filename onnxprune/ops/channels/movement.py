@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxprune.ops.channels.elements import Dimension, Literal, move_elements
 from onnxprune.ops.channels.flow import CHANNELS, Flow
+from onnxprune.ops.channels.indexing import in_common
 from onnxprune.ops.channels.labels import LabelArray
 from onnxprune.ops.channels.removal import Removal
 
@@ -75,7 +78,12 @@ def _concat(flow: Flow) -> None:
         return
     rank = len(all_dims[0] or ())
     cut = _positive(flow.node.attributes.get_int("axis", 1), rank)
-    flow.give([_concatenated(flow, cut) if axis == cut else _common(flow, axis) for axis in range(rank)])
+    together = {
+        axis: in_common(flow, [(position, axis) for position in range(flow.num_inputs)])
+        for axis in range(rank)
+        if axis != cut
+    }
+    flow.give([_concatenated(flow, cut) if axis == cut else together[axis] for axis in range(rank)])
 
 
 def _concatenated(flow: Flow, axis: int) -> LabelArray | None:
@@ -98,19 +106,6 @@ def _concatenated(flow: Flow, axis: int) -> LabelArray | None:
             flow.freeze(labels, f"meets '{value.name if value else ''}', whose channels are fixed, in {flow.where}")
         parts.append(labels)
     return np.concatenate(parts)
-
-
-def _common(flow: Flow, axis: int) -> LabelArray | None:
-    """Labels of an axis on which all inputs agree."""
-    labelled = [p for p in range(flow.num_inputs) if flow.axis_labels(p, axis) is not None and not flow.is_constant(p)]
-    if not labelled:
-        return None
-    first = flow.axis_labels(labelled[0], axis)
-    if first is not None:
-        for position in range(flow.num_inputs):
-            if position != labelled[0]:
-                flow.bind(position, axis, first)
-    return first
 
 
 @CHANNELS.register("Split")
@@ -172,10 +167,13 @@ def _slice(flow: Flow) -> None:
             flow.freeze_elements(position, f"is the place of a cut in {flow.where}")
         return
     produced = list(labels)
+    if any(labels[axis] is not None and step != 1 for axis, step in zip(axes, steps, strict=True)):
+        flow.give(_picked_by_slice(flow, list(labels), axes, steps))
+        return
     for index, axis in enumerate(axes):
         on_axis = labels[axis]
         if on_axis is not None:
-            produced[axis] = _cut(flow, index, on_axis, steps[index])
+            produced[axis] = _cut(flow, index, on_axis)
         for position, elements in ((1, starts), (2, ends)):
             element = elements[index]
             if isinstance(element, Dimension):
@@ -183,12 +181,11 @@ def _slice(flow: Flow) -> None:
     flow.give(produced)
 
 
-def _cut(flow: Flow, index: int, labels: LabelArray, step: int) -> LabelArray | None:
+def _cut(flow: Flow, index: int, labels: LabelArray) -> LabelArray | None:
     """The part of an axis that a Slice takes; start and end are ranks among the kept channels afterwards."""
     start, end = (flow.elements(1) or ())[index], (flow.elements(2) or ())[index]
-    if not isinstance(start, Literal) or not isinstance(end, Literal) or step != 1:
-        why = "with a step" if step != 1 else "at places that are computed at run time"
-        flow.freeze(labels, f"is cut {why} by {flow.where}")
+    if not isinstance(start, Literal) or not isinstance(end, Literal):
+        flow.freeze(labels, f"is cut at places that are computed at run time by {flow.where}")
         return None
     first, last, _ = slice(start.number, end.number).indices(len(labels))
     last = max(first, last)
@@ -198,48 +195,58 @@ def _cut(flow: Flow, index: int, labels: LabelArray, step: int) -> LabelArray | 
     return labels[first:last]
 
 
-@CHANNELS.register("Gather")
-def _gather(flow: Flow) -> None:
-    """Constant indices pick labels; an index that vanishes (a scalar) pins the channel that it picks."""
-    index_dims, dims = flow.dims(1), flow.dims(0)
-    if index_dims is None or dims is None:
-        flow.freeze_input(0, f"is picked by indices of unknown rank in {flow.where}")
-        return
-    axis = _positive(flow.node.attributes.get_int("axis", 0), len(dims))
-    if flow.is_trainable(0) and not flow.is_constant(1):
-        labels: list[LabelArray | None] = [
-            None if other == axis or size == 1 else flow.own(0, other) for other, size in enumerate(dims)
-        ]
-    else:
-        labels = list(flow.labels(0))
-    if not _is_labelled(labels) and not _is_labelled(flow.labels(1)):
-        return
+def _picked_by_slice(
+    flow: Flow, labels: list[LabelArray | None], axes: Sequence[int], steps: Sequence[int]
+) -> list[LabelArray | None]:
+    """Labels after a Slice with steps along channels; a Gather of the kept positions takes its place.
+
+    Which channels a step meets changes with every channel that goes, so that no other Slice does the same.
+    """
+    starts, ends = flow.integers(1), flow.integers(2)
+    cut = [(_positive(axis, len(labels)), index) for index, axis in enumerate(axes)]
+    produced = list(labels)
+    if starts is None or ends is None or len(cut) > 1:
+        for axis, _ in cut:
+            why = "at places that are computed at run time" if len(cut) == 1 else "with a step, and on other axes, too,"
+            flow.freeze(labels[axis], f"is cut {why} by {flow.where}")
+            produced[axis] = None
+        for position in (1, 2):
+            flow.freeze_elements(position, f"is the place of a cut in {flow.where}")
+        return produced
+    axis, index = cut[0]
     on_axis = labels[axis]
-    picked: list[LabelArray | None] = list(flow.labels(1)) or [None] * len(index_dims)
-    if on_axis is not None:
-        picked = _picked(flow, on_axis, len(index_dims))
-    flow.give([*labels[:axis], *picked, *labels[axis + 1 :]])
-
-
-def _picked(flow: Flow, labels: LabelArray, index_rank: int) -> list[LabelArray | None]:
-    array = flow.array(1)
-    if array is None or index_rank > 1:
-        flow.freeze(labels, f"is picked by indices that are computed, or a table, in {flow.where}")
-        flow.freeze_input(1, f"picks channels in {flow.where}")
-        return [None] * index_rank
-    indices = np.asarray(array, dtype=np.int64) % len(labels)
-    if index_rank == 0:
-        flow.freeze(labels[indices.reshape(1)], f"is the one channel that {flow.where} picks")
-    node, dtype = flow.node, array.dtype
+    if on_axis is None:
+        return produced
+    picked = slice(starts[index], ends[index], steps[index])
+    positions = np.arange(len(on_axis), dtype=np.int64)[_clamped(picked, len(on_axis))]
+    node = flow.node
 
     def shrink(removal: Removal) -> None:
-        stays = removal.kept(labels)
+        stays = removal.kept(on_axis)
         rank_among_kept = np.cumsum(stays) - 1
-        still_there = rank_among_kept[indices] if index_rank == 0 else rank_among_kept[indices[stays[indices]]]
-        removal.rewrite(node, 1, np.asarray(still_there, dtype=dtype))
+        indices = rank_among_kept[positions[stays[positions]]].astype(np.int64)
+        become_gather(removal, node, indices, axis)
 
-    flow.shrink(labels, shrink)
-    return [labels[indices]] if index_rank == 1 else []
+    flow.shrink(on_axis, shrink)
+    produced[axis] = on_axis[positions]
+    return produced
+
+
+def _clamped(cut: slice, size: int) -> slice:
+    """`cut` for an axis of `size`, with Slice's meaning of ends that lie outside."""
+    first, last, step = cut.indices(size)
+    # Going down to and including index 0 has no number for its end: -1 would be the last index.
+    return slice(first, None if last < 0 else last, step)
+
+
+def become_gather(removal: Removal, node: ir.Node, indices: npt.NDArray[np.int64], axis: int) -> None:
+    """Turn `node` in place into a Gather of `indices` from its first input."""
+    constant = removal.new_constant(node, f"{node.name}_indices", indices)
+    node.op_type, node.domain, node.version = "Gather", "", None
+    node.attributes.clear()
+    node.attributes["axis"] = ir.AttrInt64("axis", axis)
+    node.resize_inputs(2)
+    node.replace_input_with(1, constant)
 
 
 # --- growing and repeating ------------------------------------------------------------------------------------
@@ -293,30 +300,40 @@ def _tile(flow: Flow) -> None:
 
 @CHANNELS.register("Expand")
 def _expand(flow: Flow) -> None:
-    labels, target = flow.labels(0), flow.elements(1)
-    if not _is_labelled(labels):
-        flow.freeze_elements(1, f"is counted in the shape of fixed data in {flow.where}")
-        return
-    if target is None:
+    """An axis of size 1 is repeated: as often as another axis is long, or a number of times that may follow."""
+    labels, dims, target = flow.labels(0), flow.dims(0), flow.elements(1)
+    if target is None or dims is None:
         flow.freeze_input(0, f"is expanded to a shape that is computed at run time by {flow.where}")
         return
-    rank = max(len(labels), len(target))
-    produced: list[LabelArray | None] = [*([None] * (rank - len(labels))), *labels]
+    rank = max(len(dims), len(target))
+    ahead = rank - len(dims)
+    produced: list[LabelArray | None] = [*([None] * ahead), *(labels or [None] * len(dims))]
+    sizes = [*([1] * ahead), *dims]
     for index, element in enumerate(target):
         axis = rank - len(target) + index
         on_axis = produced[axis]
-        if on_axis is None:
+        if sizes[axis] == 1:
+            flow.freeze(on_axis, f"is the one channel that {flow.where} repeats")
+            produced[axis] = flow.sized_by(1, element)
+        elif on_axis is None:
             if isinstance(element, Dimension):
                 flow.freeze(element.labels, f"is the size of an axis without channels in {flow.where}")
-        elif isinstance(element, Literal) and element.number == 1:
-            continue
-        elif len(on_axis) == 1:
-            flow.freeze(on_axis, f"is the one channel that {flow.where} repeats")
-            flow.freeze_elements(1, f"is counted by {flow.where}")
-            produced[axis] = None
-        else:
+        elif not (isinstance(element, Literal) and element.number == 1):
             flow.follow(1, element, on_axis)
     flow.give(produced)
+
+
+@CHANNELS.register("ConstantOfShape")
+def _constant_of_shape(flow: Flow) -> None:
+    """A state of zeros is as wide as what it meets."""
+    target, dtype = flow.elements(0), flow.node.outputs[0].dtype
+    if target is None:
+        return
+    if dtype is None or not dtype.is_floating_point():
+        # Shapes and masks are made of these: their numbers are no channels.
+        flow.freeze_elements(0, f"is counted in the shape of fixed data in {flow.where}")
+        return
+    flow.give([flow.sized_by(0, element) for element in target])
 
 
 @CHANNELS.register("DepthToSpace")

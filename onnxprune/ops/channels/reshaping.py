@@ -3,11 +3,10 @@
 The axes of input and output are cut into blocks of equal size, from the left and from the right (row-major order):
     (N, C, H, W) -> (N, g, C/g, H, W)   blocks  N|N   C|g,C/g   H|H   W|W
     (N, C, H, W) -> (N, C*H*W)          blocks  N|N   C,H,W|C*H*W
-Inside a block the labels of one input axis are laid out over the whole block and read off again along one output
-axis. If they change along one output axis only, that axis carries them (Flatten repeats each label H*W times; taking
-the merge apart again finds the channels). If they change along several, a rectangle can only lose whole rows or whole
-columns: the longest axis carries them, and labels that differ along the others are joined (channel shuffle: the same
-position goes from every group).
+Inside a block the labels of the input axes are laid out over the whole block and read off again along the output axes.
+Where they change along one axis only, it has them (Flatten repeats each label H*W times; taking the merge apart again
+finds the channels). Where several labelled axes become one, or one becomes several, the labels stand on a grid (channel
+shuffle, pixel shuffle, attention heads): see `grids`.
 """
 
 from __future__ import annotations
@@ -180,43 +179,29 @@ def _carry(
     labelled = [axis for axis in block.inputs if labels[axis] is not None]
     if not labelled:
         return
-    carrier = max(labelled, key=lambda axis: len(labels[axis]))  # type: ignore[arg-type]
-    for axis in labelled:
-        if axis != carrier:
-            flow.freeze(labels[axis], f"is merged with other channels by {flow.where}")
-    on_carrier = labels[carrier]
-    if on_carrier is None:
-        return
     if len(block.inputs) == len(block.outputs) == 1:
-        produced[block.outputs[0]] = on_carrier
+        produced[block.outputs[0]] = labels[labelled[0]]
         return
     in_sizes = [dims[axis] for axis in block.inputs]
     out_sizes = [out_dims[axis] for axis in block.outputs]
     size, out_size = _product_of(in_sizes), _product_of(out_sizes)
     if size is None or size != out_size or size > _MAX_BLOCK:
-        flow.freeze(on_carrier, f"is merged with axes of unknown size, or too large, by {flow.where}")
+        for axis in labelled:
+            flow.freeze(labels[axis], f"is merged with axes of unknown size, or too large, by {flow.where}")
         return
-    index = block.inputs.index(carrier)
-    along = [1] * len(in_sizes)
-    along[index] = len(on_carrier)
-    over_block = np.broadcast_to(on_carrier.reshape(along), [int(dim or 0) for dim in in_sizes])
-    over_out = over_block.reshape([int(dim or 0) for dim in out_sizes])
-    out_axis = _carrying_axis(flow, over_out)
-    on_axis = np.moveaxis(over_out, out_axis, 0).reshape(over_out.shape[out_axis], -1)
-    first = np.ascontiguousarray(on_axis[:, 0])
-    if (on_axis != first[:, None]).any():
-        flow.join(np.repeat(first, on_axis.shape[1]), on_axis.reshape(-1))
-    produced[block.outputs[out_axis]] = first
+    over_block = _over_block(flow, block, [int(dim or 0) for dim in in_sizes])
+    if len(block.outputs) == 1:
+        produced[block.outputs[0]] = over_block
+        return
+    sides = flow.grid(over_block, [int(dim or 0) for dim in out_sizes])
+    for axis, side in zip(block.outputs, sides, strict=True):
+        produced[axis] = side
 
 
-def _carrying_axis(flow: Flow, labels: LabelArray) -> int:
-    """The axis along which alone the labels change; where there is none, the longest."""
-    roots = flow.find(labels.reshape(-1)).reshape(labels.shape)
-    for axis in range(labels.ndim):
-        first = roots
-        for other in range(labels.ndim):
-            if other != axis:
-                first = np.take(first, [0], axis=other)
-        if labels.shape[axis] > 1 and (roots == first).all():
-            return axis
-    return int(np.argmax(labels.shape))
+def _over_block(flow: Flow, block: _Block, sizes: Sequence[int]) -> LabelArray:
+    """The label of each element of the block, row-major."""
+    on_axes = [flow.axis_labels(0, axis) for axis in block.inputs]
+    labelled = [on_axis for on_axis in on_axes if on_axis is not None]
+    flat = flow.merged(labelled) if len(labelled) > 1 else labelled[0]
+    sides = [1 if on_axis is None else len(on_axis) for on_axis in on_axes]
+    return np.ascontiguousarray(np.broadcast_to(flat.reshape(sides), sizes)).reshape(-1)

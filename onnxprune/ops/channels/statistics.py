@@ -1,14 +1,18 @@
 """Channels through normalization, pooling, reductions and other operators that work along some axes.
 
-Along the axes an operator works on, a removed channel would change what is left (a mean over fewer channels): those
-channels are frozen. Only sums are exact, because a removed channel counts as a zero to them. All other axes pass.
+Sums are exact: a removed channel counts as a zero to them. Statistics over channels (LayerNorm, a mean or maximum over
+channels, Softmax) are those of the channels that are left: approximate, said in the report, and frozen where the policy
+wants exact results. Where the place of a channel among the others is what counts (sorting, running sums), channels are
+frozen. All other axes pass.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 
-from onnxprune.ops.channels.flow import CHANNELS, Flow, Role
+from onnxprune.ops.channels.flow import CHANNELS, Flow
+from onnxprune.ops.channels.labelling import Role
 from onnxprune.ops.channels.labels import LabelArray
 from onnxprune.ops.layout import LAYOUT
 
@@ -25,8 +29,9 @@ def _per_channel_normalization(flow: Flow) -> None:
     channels = flow.axis_labels(0, 1)
     if layout is None:
         return
+    produced = list(labels)
     if flow.node.op_type == "InstanceNormalization":
-        flow.freeze_input(0, f"is averaged over by {flow.where}", axes=range(2, len(labels)))
+        produced = [on if axis < 2 or flow.measure(on, "is averaged over") else None for axis, on in enumerate(labels)]
     if flow.node.attributes.get_int("training_mode", 0):
         for position in range(flow.num_inputs):
             flow.freeze_input(position, f"goes through {flow.where} in training mode")
@@ -36,43 +41,97 @@ def _per_channel_normalization(flow: Flow) -> None:
             flow.bind(position, 0, channels, Role.PARAMETER)
         else:
             flow.freeze_input(position, f"scales fixed channels in {flow.where}")
-    flow.give(labels)
+    flow.give(produced)
 
 
 @CHANNELS.register("LRN")
 def _local_response(flow: Flow) -> None:
-    """Every channel is divided by a sum over its neighbours, which are others when channels go."""
-    labels = flow.labels(0)
-    flow.freeze_input(0, f"is normalized with its neighbours by {flow.where}", axes=[1])
-    flow.give([None if axis == 1 else axis_labels for axis, axis_labels in enumerate(labels)])
+    """Every channel is divided by a sum over its neighbours."""
+    _measure_along(flow, [1], "is normalized with its neighbours")
 
 
-@CHANNELS.register("LayerNormalization", "RMSNormalization")
+@CHANNELS.register("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+@CHANNELS.register("LayerNormalization", "SimplifiedLayerNormalization", domain="com.microsoft")
 def _trailing_normalization(flow: Flow) -> None:
-    """Statistics over all axes from `axis` on."""
+    """Statistics over all axes from `axis` on; scale and shift have these axes, or broadcast to them."""
     labels = flow.labels(0)
-    first = flow.node.attributes.get_int("axis", -1) % max(len(labels), 1)
-    _work_along(flow, range(first, len(labels)), "is averaged over")
+    if not labels:
+        return
+    first = flow.node.attributes.get_int("axis", -1) % len(labels)
+    produced = _measure_along(flow, range(first, len(labels)), "is averaged over")
+    for position in range(1, flow.num_inputs):
+        _bind_trailing(flow, position, produced)
     # Mean and inverse deviation, when asked for, keep the leading axes.
     for index in range(1, len(flow.node.outputs)):
         flow.give([on_axis if axis < first else None for axis, on_axis in enumerate(labels)], index)
 
 
+def _bind_trailing(flow: Flow, position: int, labels: list[LabelArray | None]) -> None:
+    """Bind an operand that is aligned with the last axes."""
+    dims = flow.dims(position)
+    if dims is None:
+        for on_axis in labels:
+            flow.freeze(on_axis, f"meets a tensor of unknown rank in {flow.where}")
+        return
+    for axis in range(-min(len(dims), len(labels)), 0):
+        on_axis = labels[axis]
+        if on_axis is None:
+            flow.freeze(flow.axis_labels(position, axis), f"scales fixed channels in {flow.where}")
+        elif dims[axis] != 1:
+            flow.bind(position, axis, on_axis, Role.PARAMETER)
+
+
 @CHANNELS.register("GroupNormalization")
 def _group_normalization(flow: Flow) -> None:
-    _work_along(flow, range(1, len(flow.labels(0))), "is averaged over")
+    """Channels on a grid (groups, channels of a group): whole groups go exactly, parts of groups approximately.
+
+    Up to opset 20, scale and shift have one entry per group, then one per channel.
+    """
+    labels, groups = flow.labels(0), flow.node.attributes.get_int("num_groups", 1)
+    channels = flow.axis_labels(0, 1)
+    flow.freeze_input(0, f"is averaged over by {flow.where}", axes=range(2, len(labels)))
+    if channels is None or len(channels) % groups:
+        for position in range(flow.num_inputs):
+            flow.freeze_input(position, f"is normalized in uneven or fixed groups by {flow.where}")
+        return
+    by_group, in_group = flow.grid(channels, (groups, len(channels) // groups))
+    if by_group is not None:
+        flow.count_in_attribute("num_groups", by_group)
+    may_go = flow.measure(in_group, "is averaged over with its group")
+    for position in (1, 2):
+        per_group = flow.dims(position) == (groups,) and groups != len(channels)
+        parameters = by_group if per_group else channels
+        if parameters is not None:
+            flow.bind(position, 0, parameters, Role.PARAMETER)
+        else:
+            flow.labels(position)
+    flow.give([labels[0], channels if may_go or by_group is not None else None, *(None for _ in labels[2:])])
 
 
 @CHANNELS.register("MeanVarianceNormalization")
 def _mean_variance(flow: Flow) -> None:
-    _work_along(flow, flow.node.attributes.get_ints("axes") or (0, 2, 3), "is averaged over")
+    _measure_along(flow, flow.node.attributes.get_ints("axes") or (0, 2, 3), "is averaged over")
 
 
 # --- operators along one axis ---------------------------------------------------------------------------------
 
 
-@CHANNELS.register("Softmax", "LogSoftmax", "Hardmax", "LpNormalization")
-def _along_axis(flow: Flow) -> None:
+@CHANNELS.register("Softmax", "LogSoftmax")
+def _softmax(flow: Flow) -> None:
+    _measure_along(flow, [flow.node.attributes.get_int("axis", -1)], "is compared with others")
+
+
+@CHANNELS.register("LpNormalization")
+def _lp_normalization(flow: Flow) -> None:
+    """The norm is a sum, to which a removed channel adds nothing."""
+    labels = flow.labels(0)
+    if labels:
+        flow.contract(0, flow.node.attributes.get_int("axis", -1))
+        flow.give(labels)
+
+
+@CHANNELS.register("Hardmax")
+def _hardmax(flow: Flow) -> None:
     _work_along(flow, [flow.node.attributes.get_int("axis", -1)], "is compared with others")
 
 
@@ -95,7 +154,18 @@ def _top_k(flow: Flow) -> None:
 
 @CHANNELS.register("ArgMax", "ArgMin")
 def _arg(flow: Flow) -> None:
-    _reduce(flow, [flow.node.attributes.get_int("axis", 0)], is_sum=False)
+    _reduce(flow, [flow.node.attributes.get_int("axis", 0)], _Reduction.PLACE)
+
+
+def _measure_along(flow: Flow, axes: Iterable[int], what: str) -> list[LabelArray | None]:
+    """Pass all channels on; those on `axes` have statistics taken over them, and may be frozen for that."""
+    labels = flow.labels(0)
+    worked = {axis % len(labels) for axis in axes} if labels else set()
+    produced = [
+        on_axis if axis not in worked or flow.measure(on_axis, what) else None for axis, on_axis in enumerate(labels)
+    ]
+    flow.give(produced)
+    return produced
 
 
 def _work_along(flow: Flow, axes: Iterable[int], what: str) -> None:
@@ -116,12 +186,12 @@ def _pool(flow: Flow) -> None:
     labels = flow.labels(0)
     flow.freeze_input(0, f"is a spatial axis of {flow.where}", axes=range(2, len(labels)))
     flow.give([*labels[:2], *(None for _ in labels[2:])])
-    if len(flow.node.outputs) > 1 and labels and labels[1] is not None:
-        # MaxPool's indices count positions over all channels.
-        flow.freeze(labels[1], f"has its place counted in the indices of {flow.where}")
+    if len(flow.node.outputs) > 1 and flow.node.outputs[1].name:
+        # MaxPool's indices count positions over the whole tensor.
+        flow.freeze_input(0, f"has its place counted in the indices of {flow.where}", axes=range(min(2, len(labels))))
 
 
-@CHANNELS.register("GridSample", "RoiAlign", "MaxRoiPool")
+@CHANNELS.register("RoiAlign", "MaxRoiPool")
 def _sample(flow: Flow) -> None:
     """Values are read at places that hold for all channels; the batch axis of the result is another one."""
     labels = flow.labels(0)
@@ -129,15 +199,25 @@ def _sample(flow: Flow) -> None:
     flow.give([on_axis if axis == 1 else None for axis, on_axis in enumerate(labels)])
 
 
-@CHANNELS.register("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2")
+class _Reduction(enum.Enum):
+    """What a removed channel is to a reduction over channels."""
+
+    SUM = enum.auto()
+    """A zero, which changes nothing."""
+    STATISTIC = enum.auto()
+    """Left out: the statistic is that of the others."""
+    PLACE = enum.auto()
+    """The result is a place among the channels, which must not change."""
+
+
+@CHANNELS.register("ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceLogSum")
 def _reduce_sum(flow: Flow) -> None:
-    """A removed channel counts as zero, which leaves these as they are."""
-    _reduce(flow, _axes(flow), is_sum=True)
+    _reduce(flow, _axes(flow), _Reduction.SUM)
 
 
-@CHANNELS.register("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
+@CHANNELS.register("ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSumExp")
 def _reduce_other(flow: Flow) -> None:
-    _reduce(flow, _axes(flow), is_sum=False)
+    _reduce(flow, _axes(flow), _Reduction.STATISTIC)
 
 
 def _axes(flow: Flow) -> list[int] | None:
@@ -151,7 +231,7 @@ def _axes(flow: Flow) -> list[int] | None:
     return axes
 
 
-def _reduce(flow: Flow, axes: list[int] | None, *, is_sum: bool) -> None:
+def _reduce(flow: Flow, axes: list[int] | None, kind: _Reduction) -> None:
     labels = flow.labels(0)
     if not labels:
         return
@@ -160,10 +240,12 @@ def _reduce(flow: Flow, axes: list[int] | None, *, is_sum: bool) -> None:
         return
     reduced = {axis % len(labels) for axis in axes}
     for axis in sorted(reduced):
-        if is_sum:
+        if kind is _Reduction.SUM:
             flow.contract(0, axis)
+        elif kind is _Reduction.STATISTIC:
+            flow.measure(labels[axis], "is reduced over")
         else:
-            flow.freeze(labels[axis], f"is reduced over by {flow.where}")
+            flow.freeze(labels[axis], f"has its place found by {flow.where}")
     keeps_axis = flow.node.attributes.get_int("keepdims", 1)
     produced: list[LabelArray | None] = []
     for axis, on_axis in enumerate(labels):

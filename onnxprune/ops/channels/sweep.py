@@ -6,24 +6,32 @@ import onnx_ir as ir
 
 from onnxprune.graph.names import printable
 from onnxprune.ops.channels.elements import Dimension
-from onnxprune.ops.channels.flow import CHANNELS, Flow, Labelling
+from onnxprune.ops.channels.flow import CHANNELS, Flow
+from onnxprune.ops.channels.grids import ChannelPolicy, settle_grids
+from onnxprune.ops.channels.labelling import Labelling
 from onnxprune.ops.channels.movement import move_shape_elements
+from onnxprune.ops.channels.whole_model import drop_tentative_axes, settle_literals, tie_copies
 
 __all__ = ["label_channels", "label_node"]
 
 
-def label_channels(model: ir.Model) -> Labelling:
+def label_channels(model: ir.Model, policy: ChannelPolicy | None = None) -> Labelling:
     """Label the channels of `model`, whose nodes stand in topological order and whose shapes are fresh.
 
     Frozen, with the reason, is what reaches an output of the model, an operator without a rule, or the body of a
     control-flow operator, and what a weight has in common with a use that gives its axis no labels. Graph inputs
     have no labels at all.
     """
-    labelling = Labelling()
+    labelling = Labelling(policy=policy or ChannelPolicy())
     for node in model.graph:
         label_node(labelling, node)
     _freeze_outputs(model.graph, labelling)
     _freeze_half_labelled_weights(labelling)
+    settle_literals(labelling)
+    tie_copies(model, labelling)
+    drop_tentative_axes(labelling)
+    axes = [labels for axes_of_weight in labelling.weights.values() for labels in axes_of_weight.values()]
+    settle_grids(labelling.space, labelling.grids, labelling.policy.units, axes)
     return labelling
 
 
@@ -31,6 +39,7 @@ def label_node(labelling: Labelling, node: ir.Node) -> None:
     """Run the rule of one node, whose inputs are labelled; without a rule, freeze what reaches it."""
     flow = Flow(labelling, node)
     rule = CHANNELS.get(flow.node)
+    _label_derived(flow)
     if not move_shape_elements(flow):
         if rule is None:
             reason = f"reaches {flow.where}, an operator without a channel rule"
@@ -43,6 +52,26 @@ def label_node(labelling: Labelling, node: ir.Node) -> None:
         for position in flow.ignored_elements():
             flow.freeze_elements(position, f"is a number that {flow.where} computes with")
     _freeze_captures(flow)
+
+
+# Operators that hand on a weight behind which a layer may stand: a Cast of half-precision weights, a class token that
+# is expanded to the batch. Constant folding leaves them where the result would be larger.
+_HAND_ON = frozenset(
+    {"Cast", "CastLike", "Expand", "Flatten", "Identity", "Neg", "Reshape", "Resize", "Slice", "Split", "Squeeze"}
+    | {"Tile", "Transpose", "Unsqueeze"}
+)
+
+
+def _label_derived(flow: Flow) -> None:
+    """Note that what the node computes comes from constants; label the axes of a weight that it hands on."""
+    hands_on = flow.node.op_type in _HAND_ON
+    if not flow.num_inputs or not flow.is_derived([0] if hands_on else range(flow.num_inputs)):
+        return
+    flow.mark_derived()
+    if hands_on and flow.is_trainable(0):
+        for axis, size in enumerate(flow.dims(0) or ()):
+            if size != 1:
+                flow.own_tentatively(0, axis)
 
 
 def _freeze_captures(flow: Flow) -> None:

@@ -15,16 +15,14 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.graph.metadata import module_path
-from onnxprune.ops.channels import LabelArray, Labelling, Role, label_channels
+from onnxprune.ops.channels import ChannelPolicy, LabelArray, Labelling, Role, label_channels
 
 __all__ = [
     "ChannelClasses",
     "ChannelGroup",
-    "ChannelSummary",
     "LayerWidth",
     "WeightSlices",
     "analyze_channels",
-    "summarize_channels",
 ]
 
 _NO_WEIGHT = "no weight belongs to it"
@@ -59,6 +57,7 @@ class ChannelGroup:
         layers: Names of the nodes that produce these channels.
         modules: Module paths of these nodes ("" where unknown), in the same order.
         frozen_reason: Why none of them may be removed, or None.
+        approximate: Statistics that are taken over these channels: removing some changes what the others get there.
     """
 
     id: str
@@ -67,6 +66,7 @@ class ChannelGroup:
     layers: tuple[str, ...]
     modules: tuple[str, ...]
     frozen_reason: str | None
+    approximate: tuple[str, ...] = ()
 
     @property
     def anchor(self) -> WeightSlices | None:
@@ -84,13 +84,17 @@ class ChannelGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerWidth:
-    """What one layer produces: `classes` holds the class at each position of the filter axis of its weight."""
+    """What one layer produces: `classes` holds the class at each position of the filter axis of its weight.
+
+    `counts_units`: the positions are units that work as a whole, such as attention heads.
+    """
 
     layer: str
     module: str
     op_type: str
     key: str
     classes: LabelArray
+    counts_units: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,35 +121,14 @@ class ChannelClasses:
         return self.class_of_label[labels]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelSummary:
-    """One group of channels for people and JSON."""
+def analyze_channels(model: ir.Model, policy: ChannelPolicy | None = None) -> ChannelClasses:
+    """Find the channel classes of `model`, which stays as it is.
 
-    name: str
-    num_channels: int
-    layers: tuple[str, ...]
-    weights: tuple[str, ...]
-    frozen_reason: str | None
-
-
-def summarize_channels(model: ir.Model) -> tuple[ChannelSummary, ...]:
-    """All channel groups of `model` in plain values, in the order of the graph."""
-    return tuple(
-        ChannelSummary(
-            name=group.id,
-            num_channels=group.num_channels,
-            layers=group.layers,
-            weights=tuple(dict.fromkeys(slices.weight.name or "" for slices in group.slices)),
-            frozen_reason=group.frozen_reason,
-        )
-        for group in analyze_channels(model).groups
-        if group.slices
-    )
-
-
-def analyze_channels(model: ir.Model) -> ChannelClasses:
-    """Find the channel classes of `model`, which stays as it is."""
-    labelling = label_channels(model)
+    Args:
+        model: Canonical; its shapes are fresh.
+        policy: What the user decides beforehand; None: the defaults.
+    """
+    labelling = label_channels(model, policy)
     class_of_label = labelling.space.class_of()
     num_classes = int(class_of_label.max()) + 1 if len(class_of_label) else 0
     places = _places(labelling, class_of_label)
@@ -155,7 +138,7 @@ def analyze_channels(model: ir.Model) -> ChannelClasses:
         labelling=labelling,
         num_classes=num_classes,
         class_of_label=class_of_label,
-        groups=_groups(places, num_classes, reasons),
+        groups=_groups(places, num_classes, reasons, _statistics(labelling, class_of_label)),
         widths=widths,
         inner_axes=_inner_axes(labelling, class_of_label, widths),
     )
@@ -188,7 +171,18 @@ def _places(labelling: Labelling, class_of_label: LabelArray) -> list[_Place]:
     return sorted(places, key=lambda place: order[place.role])
 
 
-def _groups(places: Sequence[_Place], num_classes: int, reasons: Sequence[str | None]) -> tuple[ChannelGroup, ...]:
+def _statistics(labelling: Labelling, class_of_label: LabelArray) -> list[tuple[LabelArray, str]]:
+    """The classes that each statistic is taken over; a class alone on its axis is no statistic."""
+    found = [(np.unique(class_of_label[m.labels]), m.what) for m in labelling.measurements]
+    return [(classes, what) for classes, what in found if len(classes) > 1]
+
+
+def _groups(
+    places: Sequence[_Place],
+    num_classes: int,
+    reasons: Sequence[str | None],
+    statistics: Sequence[tuple[LabelArray, str]],
+) -> tuple[ChannelGroup, ...]:
     signature = _signatures(places, num_classes, reasons)
     group_of_class = np.unique(signature, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     num_groups = int(group_of_class.max()) + 1 if num_classes else 0
@@ -206,6 +200,10 @@ def _groups(places: Sequence[_Place], num_classes: int, reasons: Sequence[str | 
             found = WeightSlices(weight=place.weight, axis=place.axis, role=place.role, positions=table)
             slices[group].append((found, place.classes[table[:, 0]]))
             producers[group].update(dict.fromkeys(place.producers))
+    measured: list[dict[str, None]] = [{} for _ in range(num_groups)]
+    for classes, what in statistics:
+        for group in np.unique(group_of_class[classes]).tolist():
+            measured[group][what] = None
     without_places = np.split(np.argsort(group_of_class, kind="stable"), np.cumsum(sizes)[:-1]) if num_groups else []
     groups = []
     used_ids: dict[str, int] = {}
@@ -224,6 +222,7 @@ def _groups(places: Sequence[_Place], num_classes: int, reasons: Sequence[str | 
                 layers=tuple(node.name or "" for node in nodes),
                 modules=tuple(module_path(node) for node in nodes),
                 frozen_reason=reason,
+                approximate=tuple(measured[index]),
             )
         )
     return tuple(groups)
@@ -260,6 +259,7 @@ def _widths(labelling: Labelling, class_of_label: LabelArray) -> tuple[LayerWidt
                     op_type=use.node.op_type,
                     key=f"{weight.name}[{axis}]",
                     classes=class_of_label[labels],
+                    counts_units=bool(labelling.space.is_unit(labels).any()),
                 )
                 widths.append(width)
     return tuple(widths)

@@ -14,6 +14,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.graph.limits import BIG_WEIGHTS_BYTES
 from onnxprune.graph.verify import verify
 from onnxprune.graph.weights import weight_bytes
+from onnxprune.ops.channels import ChannelPolicy
 from onnxprune.passes.prune.analysis import analyze_channels
 from onnxprune.passes.prune.oracle import largest_difference, masked_model
 from onnxprune.passes.prune.plan import PrunedGroup, flags_from_plan
@@ -52,7 +53,12 @@ class PrunedModel:
 
 
 def remove_with_rollback(
-    model: ir.Model, groups: Sequence[PrunedGroup], context: PassContext, *, with_oracle: bool
+    model: ir.Model,
+    groups: Sequence[PrunedGroup],
+    context: PassContext,
+    *,
+    with_oracle: bool,
+    policy: ChannelPolicy | None = None,
 ) -> PrunedModel:
     """Prune `groups` on copies of `model`, which stays as it is.
 
@@ -62,7 +68,7 @@ def remove_with_rollback(
     Raises:
         PassError: `groups` do not fit `model`.
     """
-    trial = _Trial(model, context, with_oracle=with_oracle)
+    trial = _Trial(model, context, policy, with_oracle=with_oracle)
     done, reason = trial.attempt(groups)
     rolled_back: list[RolledBack] = []
     kept_groups = tuple(groups)
@@ -112,8 +118,11 @@ class _Attempt:
 class _Trial:
     """The original and what is needed to hold a pruned model against it."""
 
-    def __init__(self, model: ir.Model, context: PassContext, *, with_oracle: bool) -> None:
+    def __init__(
+        self, model: ir.Model, context: PassContext, policy: ChannelPolicy | None, *, with_oracle: bool
+    ) -> None:
         self._model = model
+        self._policy = policy
         self._context = context
         self._with_oracle = with_oracle
         self._feeds: Batch | None = None
@@ -130,7 +139,7 @@ class _Trial:
     def attempt(self, groups: Sequence[PrunedGroup]) -> tuple[_Attempt | None, str]:
         """The model without `groups`, or None and what is wrong with it."""
         pruned = self._model.clone()
-        classes = analyze_channels(pruned)
+        classes = analyze_channels(pruned, self._policy)
         keeps = flags_from_plan(classes, groups)
         try:
             remove_channels(pruned, classes, keeps)
@@ -153,7 +162,7 @@ class _Trial:
     ) -> tuple[_Attempt | None, str]:
         if not self._with_oracle or self._feeds is None:
             return _Attempt(model=pruned, oracle_difference=None), ""
-        expected = self._run(masked_model(self._model, keeps), self._feeds)
+        expected = self._run(masked_model(self._model, keeps, self._policy), self._feeds)
         difference = largest_difference(expected, outputs)
         tolerance = _ORACLE_TOLERANCE_HALF if self._is_half() else _ORACLE_TOLERANCE
         if not difference <= tolerance:

@@ -153,3 +153,22 @@ def test_a_loop_is_listed_as_not_counted() -> None:
     counted = count_macs(canonical(proto))
     assert counted.uncounted == ("loop (Loop)",)
     assert counted.total == 0
+
+
+def test_grouped_query_attention_reads_every_key_once_for_each_query_head() -> None:
+    settings = ["", "", "last", "total"]
+    node = helper.make_node(
+        *("GroupQueryAttention", ["q", "k", "v", *settings], ["y", "key", "value"]),
+        domain="com.microsoft",
+        num_heads=4,
+        kv_num_heads=2,
+    )
+    proto = proto_of(
+        [node],
+        inputs={"q": [2, 6, 64], "k": [2, 6, 32], "v": [2, 6, 32]},
+        outputs={"y": None},
+        weights={"last": np.array([5, 5], np.int32), "total": np.array(6, np.int32)},
+    )
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    # 2 samples, 4 heads, 6 x 6 scores over a width of 16; and as much again to weigh the values
+    assert count_macs(canonical(proto)).total == 2 * (2 * 4 * 6 * 6 * 16)

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper
 
+from onnxprune.ops.channels import ChannelPolicy
 from onnxprune.passes.prune import analyze_channels
 from tests.builders import canonical, proto_of
 
@@ -24,9 +25,9 @@ def conv(data: str, filters: str, out: str, **attributes: Any) -> onnx.NodeProto
     return helper.make_node("Conv", [data, filters], [out], name=f"{out}_conv", **attributes)
 
 
-def reasons(model: ir.Model) -> dict[str, str | None]:
+def reasons(model: ir.Model, policy: ChannelPolicy | None = None) -> dict[str, str | None]:
     """Frozen reason by the id of each group."""
-    return {group.id: group.frozen_reason for group in analyze_channels(model).groups}
+    return {group.id: group.frozen_reason for group in analyze_channels(model, policy).groups}
 
 
 def model_of(
@@ -84,17 +85,19 @@ def test_channels_that_the_body_of_an_if_uses_are_frozen() -> None:
     assert reasons(model)["a[0]"] == "is used in the body of 'if' (If)"
 
 
-def test_softmax_over_channels_freezes_them_and_softmax_over_space_does_not() -> None:
-    def with_axis(axis: int) -> str | None:
+def test_softmax_over_channels_freezes_them_where_exact_results_are_wanted() -> None:
+    def with_axis(axis: int, policy: ChannelPolicy | None = None) -> str | None:
         nodes = [conv("x", "a", "h"), helper.make_node("Softmax", ["h"], ["s"], name="soft", axis=axis)]
         model = model_of([*nodes, conv("s", "b", "y")], {"a": weight(16, 3, 1, 1), "b": weight(8, 16, 1, 1)})
-        return reasons(model)["a[0]"]
+        return reasons(model, policy)["a[0]"]
 
-    assert with_axis(1) == "is compared with others by 'soft' (Softmax)"
-    assert with_axis(-1) is None
+    exact = ChannelPolicy(is_exact=True)
+    assert with_axis(1, exact) == "is compared with others by 'soft' (Softmax)"
+    assert with_axis(1) is None
+    assert with_axis(-1, exact) is None
 
 
-def test_a_mean_over_channels_freezes_them_because_the_count_would_change() -> None:
+def test_a_mean_over_channels_is_approximate_and_frozen_where_exact_results_are_wanted() -> None:
     nodes = [
         conv("x", "a", "h"),
         helper.make_node("ReduceMean", ["h", "axes"], ["m"], name="mean"),
@@ -102,7 +105,11 @@ def test_a_mean_over_channels_freezes_them_because_the_count_would_change() -> N
         conv("g", "b", "y"),
     ]
     weights = {"a": weight(16, 3, 1, 1), "b": weight(8, 16, 1, 1), "axes": np.array([1])}
-    assert reasons(model_of(nodes, weights))["a[0]"] == "is reduced over by 'mean' (ReduceMean)"
+    model = model_of(nodes, weights)
+    assert reasons(model, ChannelPolicy(is_exact=True))["a[0]"] == "is reduced over by 'mean' (ReduceMean)"
+    group = next(group for group in analyze_channels(model).groups if group.id == "a[0]")
+    assert group.frozen_reason is None
+    assert group.approximate == ("is reduced over by 'mean' (ReduceMean)",)
 
 
 def test_a_channel_count_that_the_graph_computes_with_freezes_the_channels() -> None:
@@ -170,14 +177,38 @@ def test_a_weight_used_without_channels_elsewhere_is_frozen() -> None:
     )
     # Not canonical on purpose: canonicalize would give each use a copy of its own.
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-    assert reasons(model)["a[0]"] == "is reduced over by 'max' (ReduceMax)"
+    frozen = reasons(model)["a[0]"]
+    assert frozen == "its weight 'a' is also used by 'max' (ReduceMax), where it has no channels"
 
 
 def test_spatial_axes_that_carry_channels_are_frozen_at_a_convolution() -> None:
     nodes = [
         conv("x", "a", "h"),
         helper.make_node("Transpose", ["h"], ["t"], name="turn", perm=[0, 2, 1, 3]),
-        conv("t", "b", "y"),
+        conv("t", "b", "y", pads=[1, 1, 1, 1]),
     ]
-    model = model_of(nodes, {"a": weight(16, 3, 1, 1), "b": weight(8, 8, 1, 1)})
+    model = model_of(nodes, {"a": weight(16, 3, 1, 1), "b": weight(8, 8, 3, 3)})
     assert reasons(model)["a[0]"] == "is a spatial axis of 'y_conv' (Conv)"
+
+
+def test_constant_indices_shorter_than_the_data_freeze_the_channels_beside_them() -> None:
+    nodes = [
+        conv("x", "a", "h"),
+        helper.make_node("GatherElements", ["h", "indices"], ["g"], name="gather", axis=3),
+        conv("g", "b", "y"),
+    ]
+    weights = {"a": weight(8, 3, 1, 1), "b": weight(8, 4, 1, 1), "indices": np.zeros((1, 4, 4, 2), np.int64)}
+    model = canonical(proto_of(nodes, inputs={"x": [1, 3, 8, 8]}, outputs={"y": None}, weights=weights))
+    assert reasons(model)["a[0]"] == "meets an axis of another length in 'gather' (GatherElements)"
+
+
+def test_indices_of_a_max_pool_count_what_stands_on_the_batch_axis_as_well() -> None:
+    nodes = [
+        conv("x", "a", "h"),
+        helper.make_node("Transpose", ["h"], ["t"], name="turn", perm=[1, 0, 2, 3]),
+        helper.make_node("MaxPool", ["t"], ["p", "i"], name="pool", kernel_shape=[2, 2]),
+        helper.make_node("Cast", ["i"], ["j"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMax", ["j"], ["largest"], name="max", keepdims=0),
+    ]
+    model = model_of(nodes, {"a": weight(16, 3, 1, 1)}, outputs=("largest",))
+    assert reasons(model)["a[0]"] == "has its place counted in the indices of 'pool' (MaxPool)"

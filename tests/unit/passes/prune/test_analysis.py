@@ -9,7 +9,7 @@ from onnx import helper
 
 from onnxprune.contracts import CanonicalModel
 from onnxprune.ops.channels import Role
-from onnxprune.passes.prune import analyze_channels, summarize_channels
+from onnxprune.passes.prune import analyze_channels
 from tests.builders import canonical, conv_net, proto_of
 
 
@@ -42,14 +42,6 @@ def test_flatten_gives_each_channel_a_block_of_columns() -> None:
     group = analyze_channels(model).groups[0]
     columns = next(slices for slices in group.slices if slices.key == "b[1]")
     assert columns.positions.tolist() == [[4 * channel + place for place in range(4)] for channel in range(8)]
-
-
-def test_the_summary_says_names_numbers_and_reasons() -> None:
-    summary = summarize_channels(conv_net())
-    assert [(row.name, row.num_channels, row.frozen_reason) for row in summary] == [
-        ("stem.weight[0]", 16, None),
-        ("head.weight[0]", 10, "reaches the model's output 'y'"),
-    ]
 
 
 def stack(blocks: int) -> CanonicalModel:
