@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from onnxprune.graph.canonical import CanonicalModel
 
 __all__ = [
+    "CHECK_MARK",
+    "PATH_MARK",
     "ActivationQuantization",
     "Artifact",
     "ArtifactFile",
@@ -32,6 +34,7 @@ __all__ = [
     "Evaluator",
     "Fidelity",
     "Finding",
+    "Iteration",
     "JsonObject",
     "JsonValue",
     "LatencyRatio",
@@ -251,6 +254,17 @@ class Requirement(enum.Enum):
 
     CALIBRATION = "calibration data"
     EVALUATOR = "an evaluator"
+    TIMING = "latencies measured on the target"
+
+
+PATH_MARK = "path_of"
+"""Key of a field's `json_schema_extra` where the field is a path, which counts from the recipe: "file", or "function"
+where it may also be a name, and is a path only in the form 'path/file.py:function'."""
+
+
+CHECK_MARK = "only_checks"
+"""Key of a field's `json_schema_extra` where the setting looks at a result and decides nothing: a plan that was made
+without it can be repeated with it."""
 
 
 class PassConfig(BaseModel):
@@ -271,10 +285,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip:
-    """One thing a pass left alone, and why."""
+    """One thing a pass left alone, and why; `figures` are numbers about it, such as `parameters`."""
 
     where: str
     reason: str
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +314,29 @@ class PassReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration:
+    """Which time around a pass runs in a block that is repeated, and what its ratios are relative to.
+
+    With `linear`, the part of a ratio r that is reached after k of n iterations is r * k/n, so that each takes an equal
+    part of the original; with `geometric` it is 1 - (1 - r)**(k/n), so that each takes an equal part of what is left.
+    """
+
+    number: int
+    """From 1 to `times`."""
+    times: int
+    original: ModelState
+    """What the block began with: ratios count from it, and rewound weights come from it."""
+    schedule: Literal["linear", "geometric"] = "linear"
+
+    def ratio_by_now(self, ratio: float, *, part: float = 1.0) -> float:
+        """The part of the original that shall be gone when `part` of this iteration is done, of `ratio` in all."""
+        progress = (self.number - 1 + part) / self.times
+        if progress >= 1.0:
+            return ratio
+        return ratio * progress if self.schedule == "linear" else float(1.0 - (1.0 - ratio) ** progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PassContext:
     """Everything a pass may use besides the model. Randomness comes from `seed` and nowhere else."""
 
@@ -307,6 +345,8 @@ class PassContext:
     evaluator: Evaluator | None = None
     progress: Progress = field(default_factory=NullProgress)
     custom_op_libraries: tuple[Path, ...] = ()
+    iteration: Iteration | None = None
+    """Set inside a block that is repeated."""
 
     def rng(self) -> np.random.Generator:
         """A fresh generator that starts from `seed`."""
@@ -361,8 +401,16 @@ class Pass(abc.ABC, Generic[ConfigT, PlanT]):
         """True when the result depends on calibration data where the run has some."""
         return Requirement.CALIBRATION in self.requirements
 
+    @property
+    def files_read(self) -> tuple[Path, ...]:
+        """Files that this configuration names and whose content the plan depends on: the cache hashes them."""
+        return ()
+
     def check(self, state: ModelState) -> None:
         """Refuse early what can be seen from the source model (raises an `OnnxPruneError`). Reads only."""
+
+    def check_files(self, state: ModelState) -> None:
+        """Refuse early what is wrong with files that the configuration names. Not called where a plan is given."""
 
     @abc.abstractmethod
     def plan(self, state: ModelState, context: PassContext) -> PlanT:

@@ -56,25 +56,39 @@ A trial run takes about three times the weights in memory (serialized, parsed, p
 _HOW_TO_GIVE = {
     Requirement.CALIBRATION: "Give `--calibration FOLDER` (images or .npz; `calibration=` in the library)",
     Requirement.EVALUATOR: "Give `--eval DATA` (labelled images, .npz or module:function; `evaluator=` in the library)",
+    Requirement.TIMING: "Only this machine can be timed: build for it and measure, or set another target",
 }
 
 ResultT = TypeVar("ResultT")
 
 
-def check_requirements(passes: Sequence[Pass[Any, Any]], *, has_calibration: bool, has_evaluator: bool) -> None:
+def check_requirements(
+    passes: Sequence[Pass[Any, Any]], *, has_calibration: bool, has_evaluator: bool, untimed_reason: str = ""
+) -> None:
     """Refuse a list of passes that the run can't serve, before anything is opened.
+
+    Args:
+        passes: In their order.
+        has_calibration: The run has calibration data.
+        has_evaluator: The run has an evaluator.
+        untimed_reason: Why timings of this machine do not count ("latencies are not measured"); "" where they do.
 
     Raises:
         PreconditionError: Calibration data or an evaluator is missing, or a pass would make the quantization plan of
             an earlier one wrong. The message names the passes and what to give.
     """
-    given = {Requirement.CALIBRATION: has_calibration, Requirement.EVALUATOR: has_evaluator}
+    given = {
+        Requirement.CALIBRATION: has_calibration,
+        Requirement.EVALUATOR: has_evaluator,
+        Requirement.TIMING: not untimed_reason,
+    }
     for requirement in Requirement:
         needing = [pass_.pass_id for pass_ in passes if requirement in pass_.requirements]
         if needing and not given[requirement]:
             subject = f"Passes {quoted_list(needing)} need" if len(needing) > 1 else f"Pass '{needing[0]}' needs"
+            lack = untimed_reason if requirement is Requirement.TIMING else "the run has none"
             raise PreconditionError(
-                f"{subject} {requirement.value}, but the run has none.",
+                f"{subject} {requirement.value}, but {lack}.",
                 f"{_HOW_TO_GIVE[requirement]}, or drop {quoted_list(needing)}.",
             )
     quantized_by: str | None = None
@@ -123,6 +137,7 @@ def run_pass(pass_: Pass[Any, Any], state: ModelState, context: PassContext, *, 
     case.verify_given()
     before = _fingerprint(state.model)
     if plan is None:
+        case.guarded("check_files", lambda: pass_.check_files(state))
         plan = case.guarded("plan", lambda: pass_.plan(state, context))
     if not isinstance(plan, pass_.plan_type):
         raise case.fault(f"its plan is a '{type(plan).__name__}', not the declared '{pass_.plan_type.__name__}'")

@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["HostIsa", "host_isa", "host_summary", "isa_from_flags", "runtime_versions"]
+__all__ = ["HostIsa", "host_isa", "host_summary", "isa_from_flags", "processor_name", "runtime_versions"]
 
 _ARCHITECTURES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "arm64", "arm64": "arm64"}
 # What MLAS asks for before it takes its AVX-512 kernels.
@@ -76,6 +76,19 @@ def host_isa() -> HostIsa:
             return isa_from_flags(arch, None)
 
 
+@functools.cache
+def processor_name() -> str:
+    """What the processor calls itself ("AMD EPYC 9354"), or the platform's name for its kind."""
+    match platform.system():
+        case "Linux":
+            name = _cpuinfo_field(Path("/proc/cpuinfo"), ("model name", "CPU part"))
+        case "Darwin":
+            name = _sysctl("-n", "machdep.cpu.brand_string")
+        case _:
+            name = None
+    return name or platform.processor() or platform.machine()
+
+
 def host_summary() -> dict[str, str]:
     """Facts about this machine for a report, none of which identifies it."""
     return {
@@ -98,14 +111,20 @@ def runtime_versions() -> dict[str, str]:
 
 
 def _linux_flags(path: Path) -> frozenset[str] | None:
+    value = _cpuinfo_field(path, ("flags", "Features"))  # x86 and ARM name the line differently
+    return None if value is None else frozenset(value.split())
+
+
+def _cpuinfo_field(path: Path, names: tuple[str, ...]) -> str | None:
+    """The value of the first line with one of these names, or None."""
     try:
         text = path.read_text(errors="replace")
     except OSError:
         return None
     for line in text.splitlines():
         key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):  # x86 and ARM name the line differently
-            return frozenset(value.split())
+        if key.strip() in names:
+            return value.strip()
     return None
 
 
@@ -121,11 +140,18 @@ def _macos_flags() -> frozenset[str] | None:
         "hw.optional.arm.FEAT_DotProd": "asimddp",
         "hw.optional.arm.FEAT_I8MM": "i8mm",
     }
-    try:
-        listing = subprocess.run(
-            ["/usr/sbin/sysctl", "hw.optional"], capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
+    listing = _sysctl("hw.optional")
+    if listing is None:
         return None
     present = {line.partition(":")[0].strip() for line in listing.splitlines() if line.rstrip().endswith(": 1")}
     return frozenset(flag for entry, flag in entries.items() if entry in present)
+
+
+def _sysctl(*arguments: str) -> str | None:
+    """What `sysctl` prints, or None where it fails."""
+    command = ["/usr/sbin/sysctl", *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -20,15 +20,17 @@ import numpy.typing as npt
 from onnxprune.contracts import Batch, LatencyRatio, LatencySummary, Runner
 from onnxprune.errors import UsageError
 
-__all__ = ["block_bootstrap_ratio", "interleaved_ratio", "measure_latency"]
+__all__ = ["block_bootstrap_ratio", "interleaved_ratio", "measure_latency", "undisturbed_ms", "undisturbed_ratio"]
 
 CONFIDENCE = 0.95
 BOOTSTRAP_DRAWS = 1000
 # Enough for a stable p99; keeps a model of microseconds from filling memory with timings.
 MAX_RUNS = 20_000
 MAX_PAIRS = 4_000
+_UNDISTURBED_QUANTILE = 0.2
 
 _Call = Callable[[], object]
+_Clock = Callable[[], int]
 
 
 @runtime_checkable
@@ -112,17 +114,7 @@ def interleaved_ratio(
     for _ in range(warmup):
         call_before()
         call_after()
-    before_ns: list[int] = []
-    after_ns: list[int] = []
-    with _no_garbage_collection():
-        end = time.perf_counter() + min_seconds
-        while len(before_ns) < min_runs or (time.perf_counter() < end and len(before_ns) < MAX_PAIRS):
-            if len(before_ns) % 2 == 0:
-                before_ns.append(_time_ns(call_before))
-                after_ns.append(_time_ns(call_after))
-            else:
-                after_ns.append(_time_ns(call_after))
-                before_ns.append(_time_ns(call_before))
+    before_ns, after_ns = _time_in_turn(call_before, call_after, min_runs=min_runs, min_seconds=min_seconds)
     low, high = block_bootstrap_ratio(before_ns, after_ns, rng=np.random.default_rng(seed))
     return LatencyRatio(
         ratio=float(np.median(before_ns) / np.median(after_ns)),
@@ -131,6 +123,85 @@ def interleaved_ratio(
         before=_summary(before_ns, warmup=warmup, threads=_threads(before, threads)),
         after=_summary(after_ns, warmup=warmup, threads=_threads(after, threads)),
     )
+
+
+def undisturbed_ms(runner: Runner, feeds: Batch, *, min_runs: int = 10, min_seconds: float = 0.5) -> float:
+    """Milliseconds of `runner` as if nothing else ran: the lower quintile (see `undisturbed_ratio`)."""
+    call = _prepared(runner, feeds)
+    call()
+    durations_ns: list[int] = []
+    with _no_garbage_collection():
+        end = time.perf_counter() + min_seconds
+        while len(durations_ns) < min_runs or (time.perf_counter() < end and len(durations_ns) < MAX_RUNS):
+            durations_ns.append(_time_ns(call, _undisturbed_clock(runner)))
+    return float(np.quantile(durations_ns, _UNDISTURBED_QUANTILE)) / 1e6
+
+
+def undisturbed_ratio(
+    before: Runner,
+    after: Runner,
+    feeds: Batch,
+    *,
+    tolerance: float,
+    round_seconds: float = 0.5,
+    max_rounds: int = 10,
+    warmup: int = 3,
+) -> float:
+    """The time of `after` over that of `before` as if nothing else ran, timed in turn; below 1 is faster.
+
+    Other programs only ever add time, and more of it to the longer call, which the scheduler interrupts more often: on
+    a busy machine medians tell little. So the lower quintiles count, of processor time where the runners say that they
+    use one thread: that is this one. Rounds are timed until the median of their ratios
+    is known to `tolerance`: its standard error is 1.25 s / sqrt(n), with s from the rounds' median absolute deviation.
+
+    Args:
+        before: The reference.
+        after: What is compared with it.
+        feeds: One batch for both.
+        tolerance: As a part of the ratio.
+        round_seconds: Time spent in one round; each times at least 5 pairs.
+        max_rounds: At least 3 are timed in any case.
+        warmup: Untimed runs of each before.
+    """
+    call_before, call_after = _prepared(before, feeds), _prepared(after, feeds)
+    for _ in range(warmup):
+        call_before()
+        call_after()
+    ratios: list[float] = []
+    while len(ratios) < max(3, max_rounds):
+        before_ns, after_ns = _time_in_turn(
+            call_before,
+            call_after,
+            min_runs=5,
+            min_seconds=round_seconds,
+            clock=_undisturbed_clock(before, after),
+        )
+        ratios.append(
+            float(np.quantile(after_ns, _UNDISTURBED_QUANTILE) / np.quantile(before_ns, _UNDISTURBED_QUANTILE))
+        )
+        middle = float(np.median(ratios))
+        deviation = 1.4826 * float(np.median(np.abs(np.array(ratios) - middle)))
+        if len(ratios) >= 3 and 1.25 * deviation / len(ratios) ** 0.5 <= tolerance * middle:
+            break
+    return middle
+
+
+def _time_in_turn(
+    call_before: _Call, call_after: _Call, *, min_runs: int, min_seconds: float, clock: _Clock | None = None
+) -> tuple[list[int], list[int]]:
+    """Nanoseconds of both calls, AB BA AB BA ..."""
+    before_ns: list[int] = []
+    after_ns: list[int] = []
+    with _no_garbage_collection():
+        end = time.perf_counter() + min_seconds
+        while len(before_ns) < min_runs or (time.perf_counter() < end and len(before_ns) < MAX_PAIRS):
+            if len(before_ns) % 2 == 0:
+                before_ns.append(_time_ns(call_before, clock))
+                after_ns.append(_time_ns(call_after, clock))
+            else:
+                after_ns.append(_time_ns(call_after, clock))
+                before_ns.append(_time_ns(call_before, clock))
+    return before_ns, after_ns
 
 
 def block_bootstrap_ratio(
@@ -171,11 +242,18 @@ def _check_counts(min_runs: int, warmup: int) -> None:
         raise UsageError(f"Timing needs at least 1 run and no negative warm-up, not {min_runs} and {warmup}.")
 
 
-def _time_ns(call: _Call) -> int:
-    start = time.perf_counter_ns()
+def _time_ns(call: _Call, clock: _Clock | None = None) -> int:
+    read_ns = clock or time.perf_counter_ns
+    start = read_ns()
     call()
     # A clock tick is the least that can be told apart; 0 would make a ratio infinite.
-    return max(1, time.perf_counter_ns() - start)
+    return max(1, read_ns() - start)
+
+
+def _undisturbed_clock(*runners: Runner) -> _Clock:
+    """The processor time of this thread, where everything runs in it; else the time that passes."""
+    runs_here = all(isinstance(runner, _KnowsThreads) and runner.threads == 1 for runner in runners)
+    return time.thread_time_ns if runs_here else time.perf_counter_ns
 
 
 def _summary(durations_ns: Sequence[int], *, warmup: int, threads: int) -> LatencySummary:

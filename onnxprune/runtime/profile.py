@@ -9,10 +9,11 @@ from __future__ import annotations
 import bisect
 import json
 import re
+import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -36,7 +37,8 @@ _MAX_FUSED_NODES = 5
 class NodeTime:
     """One node of the optimized graph; `mean_ms` is its time in one run of the model, bodies of loops excluded.
 
-    `model_node` is the node of the model that it stands for, "" where that is unknown. `share` is of all nodes' time.
+    `p50_ms` is the median over the runs. `model_node` is the node of the model that it stands for, "" where that is
+    unknown. `share` is of all nodes' time.
     """
 
     name: str
@@ -45,6 +47,7 @@ class NodeTime:
     module_path: str
     calls_per_run: float
     mean_ms: float
+    p50_ms: float
     share: float
 
 
@@ -76,8 +79,12 @@ class OpProfile:
 @dataclass(slots=True)
 class _Tally:
     op_type: str
-    self_us: float = 0.0
+    run_us: defaultdict[int, float] = field(default_factory=lambda: defaultdict(float))
     calls: int = 0
+
+    @property
+    def self_us(self) -> float:
+        return sum(self.run_us.values())
 
 
 def profile_ops(
@@ -187,9 +194,9 @@ def _tally(kernels: Sequence[JsonObject], runs: Sequence[JsonObject]) -> dict[st
         while open_events and open_events[-1][0] <= event["ts"]:
             open_events.pop()
         if open_events:
-            tallies[open_events[-1][1]].self_us -= event["dur"]
+            tallies[open_events[-1][1]].run_us[run] -= event["dur"]
         tally = tallies.setdefault(name, _Tally(event["args"]["op_name"]))
-        tally.self_us += event["dur"]
+        tally.run_us[run] += event["dur"]
         tally.calls += 1
         open_events.append((event["ts"] + event["dur"], name))
     return tallies
@@ -206,6 +213,7 @@ def _node_time(
         module_path=module_path(node) if node is not None else "",
         calls_per_run=tally.calls / num_runs,
         mean_ms=tally.self_us / num_runs / 1e3,
+        p50_ms=statistics.median([*tally.run_us.values(), *[0.0] * (num_runs - len(tally.run_us))]) / 1e3,
         share=tally.self_us / total_us,
     )
 

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "onnxprune"
 # package -> folders (or files) of onnxprune that may import it, inside functions
 OWNERS: dict[str, tuple[str, ...]] = {
     "torch": ("convert", "training"),
-    "safetensors": ("convert",),
+    "safetensors": ("convert", "passes"),
     "tensorflow": ("convert",),
     "keras": ("convert",),
     "tf2onnx": ("convert",),

@@ -1,12 +1,12 @@
 """What a model costs as a function of the classes that are kept, without building it.
 
-Parameters of a weight are proportional to the kept positions on each labelled axis, MACs of a node to those of the
-axes that its channel rule named. Both are exact for static shapes.
+Parameters and bytes of a weight are proportional to the kept positions on each labelled axis, MACs of a node to those
+of the axes that its channel rule named. All are exact for static shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.evaluate.figures import holds_parameters
-from onnxprune.ops.channels import LabelArray
+from onnxprune.ops.channels import LabelArray, MacsTerm
 from onnxprune.ops.macs import count_macs_per_sample
 from onnxprune.passes.prune.analysis import ChannelClasses
 
@@ -23,10 +23,17 @@ __all__ = ["CostModel", "Costs"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Parameters (as `evaluate.figures` defines them), and MACs of one sample: None where more than that is dynamic."""
+    """What a model weighs and computes.
+
+    Attributes:
+        parameters: As `evaluate.figures` defines them.
+        macs: Of one sample; None where more than the batch is dynamic.
+        weight_bytes: Of all initializers, in the types that they are stored in.
+    """
 
     parameters: int
     macs: int | None
+    weight_bytes: int
 
 
 class CostModel:
@@ -36,16 +43,23 @@ class CostModel:
         self._axes: list[LabelArray] = []
         self._axis_ids: dict[bytes, int] = {}
         self._weights: list[tuple[int, tuple[int, ...]]] = []
+        self._bytes: list[tuple[int, tuple[int, ...]]] = []
         self._nodes: list[tuple[int, tuple[int, ...]]] = []
         labelled = classes.labelling.weights
         for graph in model.graphs():
             for value in graph.initializers.values():
-                if value.const_value is None or not holds_parameters(value):
+                if value.const_value is None:
                     continue
-                self._weights.append((value.const_value.size, self._factors(classes, labelled.get(value, {}).values())))
+                factors = self._factors(classes, labelled.get(value, {}).values())
+                self._bytes.append((value.const_value.nbytes, factors))
+                if holds_parameters(value):
+                    self._weights.append((value.const_value.size, factors))
         macs = count_macs_per_sample(model)
         self._macs_known = macs.total is not None
         self._collect_nodes(model, classes, macs.per_node)
+        self._parameter_sum, self._byte_sum, self._macs_sum = map(
+            _SumOfProducts, (self._weights, self._bytes, self._nodes)
+        )
         self._lengths = np.array([len(axis) for axis in self._axes], dtype=np.float64)
         self._starts = np.cumsum([0, *(len(axis) for axis in self._axes)])[:-1]
         self._joined = np.concatenate(self._axes) if self._axes else np.zeros(0, dtype=np.int64)
@@ -53,8 +67,11 @@ class CostModel:
     def _collect_nodes(self, model: ir.Model, classes: ChannelClasses, per_node: Mapping[str, int]) -> None:
         for node in model.graph:
             count = per_node.get(node.name or node.op_type, 0)
-            if count:
-                self._nodes.append((count, self._factors(classes, classes.labelling.macs_axes.get(node, ()))))
+            if not count:
+                continue
+            terms = classes.labelling.macs_terms.get(node, (MacsTerm(1.0, ()),))
+            for term in terms:
+                self._nodes.append((round(count * term.share), self._factors(classes, term.axes)))
 
     def _factors(self, classes: ChannelClasses, axes: Iterable[LabelArray]) -> tuple[int, ...]:
         return tuple(self._axis(classes.classes_at(labels)) for labels in axes if len(labels))
@@ -73,16 +90,24 @@ class CostModel:
             kept_counts = np.add.reduceat(keeps[self._joined].astype(np.int64), self._starts)
         ratios = kept_counts / self._lengths
         return Costs(
-            parameters=self._sum(self._weights, ratios),
-            macs=self._sum(self._nodes, ratios) if self._macs_known else None,
+            parameters=self._parameter_sum.at(ratios),
+            macs=self._macs_sum.at(ratios) if self._macs_known else None,
+            weight_bytes=self._byte_sum.at(ratios),
         )
 
-    @staticmethod
-    def _sum(items: list[tuple[int, tuple[int, ...]]], ratios: npt.NDArray[np.float64]) -> int:
-        total = 0
-        for size, axes in items:
-            factor = 1.0
-            for axis in axes:
-                factor *= float(ratios[axis])
-            total += round(size * factor)
-        return total
+
+class _SumOfProducts:
+    """Sizes, each of them times the kept part of some axes, as arrays: budgets ask for thousands of sums."""
+
+    def __init__(self, items: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        self._sizes = np.array([size for size, _ in items], dtype=np.float64)
+        most = max((len(axes) for _, axes in items), default=0)
+        # Axis -1 is the 1 behind the last ratio: it pads products of fewer factors.
+        self._axes = np.full((len(items), most), -1, dtype=np.int64)
+        for row, (_, axes) in enumerate(items):
+            self._axes[row, : len(axes)] = axes
+
+    def at(self, ratios: npt.NDArray[np.float64]) -> int:
+        """The sum when these parts of the axes are kept; each product is a whole number up to rounding."""
+        factors = np.append(ratios, 1.0)[self._axes]
+        return int(np.rint(self._sizes * factors.prod(axis=1)).sum())

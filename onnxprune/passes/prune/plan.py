@@ -46,6 +46,11 @@ class PruningPlan:
     macs_before: int | None
     macs_after: int | None
     skipped: tuple[tuple[str, str], ...] = ()
+    latency_ratio_predicted: float | None = None
+    """Time of the pruned model over the original's; None where the target is no time."""
+    latency_ratio_measured: float | None = None
+    notes: tuple[str, ...] = ()
+    """What the user should know about how it was decided."""
 
 
 def pruned_groups(groups: Sequence[ChannelGroup], keeps: npt.NDArray[np.bool_]) -> tuple[PrunedGroup, ...]:

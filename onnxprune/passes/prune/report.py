@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from onnxprune.errors import quoted_list
 from onnxprune.passes.prune.analysis import ChannelClasses, ChannelGroup
 from onnxprune.passes.prune.costs import Costs
 from onnxprune.passes.prune.plan import PruningPlan
+from onnxprune.passes.prune.reach import ChannelReach
 from onnxprune.passes.prune.trial import PrunedModel
 
 __all__ = ["pruning_report"]
@@ -30,12 +32,14 @@ def pruning_report(
     pass_name: str,
     plan: PruningPlan,
     classes: ChannelClasses,
+    reach: ChannelReach,
     keeps: npt.NDArray[np.bool_],
     pruned: PrunedModel | None,
     before: Costs,
     after: Costs,
+    channel_multiple: int | Literal["auto"],
 ) -> PassReport:
-    """The report; `classes` and `keeps` are those of the unpruned model, `pruned` is None where nothing was to do."""
+    """The report; all but `pruned` and `after` are of the unpruned model, `pruned` is None where nothing was to do."""
     groups = [group for group in classes.groups if group.slices]
     total = sum(group.num_channels for group in groups)
     removed = sum(_removed(group, keeps) for group in groups)
@@ -46,9 +50,13 @@ def pruning_report(
         "channels_frozen": frozen,
         "parameters_before": before.parameters,
         "parameters_after": after.parameters,
+        "weight_bytes_before": before.weight_bytes,
+        "weight_bytes_after": after.weight_bytes,
     }
     if before.macs is not None and after.macs is not None:
         figures |= {"macs_before": before.macs, "macs_after": after.macs}
+    if plan.latency_ratio_measured is not None:
+        figures["latency_ratio_measured"] = plan.latency_ratio_measured
     if pruned is not None and pruned.oracle_difference is not None:
         figures["oracle_difference"] = pruned.oracle_difference
     return PassReport(
@@ -56,8 +64,12 @@ def pruning_report(
         pass_name=pass_name,
         summary=_summary(removed, total, before, after),
         changes=_changes(classes, keeps),
-        skips=_skips(plan, classes, pruned),
-        notes=(*_notes(plan, removed, pruned, before, after), *_width_notes(classes, keeps)),
+        skips=_skips(plan, classes, reach, pruned),
+        notes=(
+            *plan.notes,
+            *_notes(plan, classes, keeps, pruned, before, after),
+            *_width_notes(classes, keeps, channel_multiple),
+        ),
         figures=figures,
     )
 
@@ -90,10 +102,16 @@ def _changes(classes: ChannelClasses, keeps: npt.NDArray[np.bool_]) -> tuple[Cha
     return tuple(changes.values())
 
 
-def _skips(plan: PruningPlan, classes: ChannelClasses, pruned: PrunedModel | None) -> tuple[Skip, ...]:
+def _skips(
+    plan: PruningPlan, classes: ChannelClasses, reach: ChannelReach, pruned: PrunedModel | None
+) -> tuple[Skip, ...]:
     skips = [
-        Skip(where=_where(group), reason=f"{group.num_channels} channels are frozen: {group.frozen_reason}")
-        for group in classes.groups
+        Skip(
+            where=_where(group),
+            reason=f"frozen: {group.frozen_reason}",
+            figures={"channels": group.num_channels, "parameters": held.unreachable},
+        )
+        for group, held in zip(classes.groups, reach.groups, strict=True)
         if group.slices and group.frozen_reason is not None
     ]
     skips += [Skip(where=where, reason=reason) for where, reason in plan.skipped]
@@ -108,7 +126,36 @@ def _where(group: ChannelGroup) -> str:
     return ", ".join(group.layers) or group.id
 
 
-def _notes(plan: PruningPlan, removed: int, pruned: PrunedModel | None, before: Costs, after: Costs) -> Iterable[str]:
+def _approximation_notes(classes: ChannelClasses, keeps: npt.NDArray[np.bool_]) -> Iterable[str]:
+    """What is not exact: statistics that are now taken over fewer channels."""
+    touched = [g for g in classes.groups if g.approximate and not keeps[g.classes].all()]
+    if touched:
+        found = list(dict.fromkeys(what for group in touched for what in group.approximate))
+        yield (
+            f"Approximate: {_counted(len(found), 'statistic')} over channels (LayerNorm, means, Softmax) are now those "
+            f"of the channels that are left. The first {found[0]}. Set exact = true to leave such channels alone."
+        )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _notes(
+    plan: PruningPlan,
+    classes: ChannelClasses,
+    keeps: npt.NDArray[np.bool_],
+    pruned: PrunedModel | None,
+    before: Costs,
+    after: Costs,
+) -> Iterable[str]:
+    removed = not keeps.all()
+    if plan.latency_ratio_measured is not None and plan.latency_ratio_predicted is not None:
+        yield (
+            f"Measured on the machine that decided, the pruned model takes {plan.latency_ratio_measured:.3g} of the "
+            f"original's time (predicted from its layers: {plan.latency_ratio_predicted:.3g}, asked for: "
+            f"{plan.target_ratio:.3g})."
+        )
     if not plan.reached:
         yield (
             f"The target {plan.target} = {plan.target_ratio:g} can't be reached: frozen layers, `min_channels` and "
@@ -119,8 +166,9 @@ def _notes(plan: PruningPlan, removed: int, pruned: PrunedModel | None, before: 
             "The pruned model was checked by its shapes only: the original is too large for a trial run, or ONNX "
             "Runtime can't run it here."
         )
-    if pruned is not None and pruned.oracle_difference is not None:
+    if removed and pruned is not None and pruned.oracle_difference is not None:
         yield (f"Outputs equal those of the masked original within {pruned.oracle_difference:.1g} of their range.")
+    yield from _approximation_notes(classes, keeps)
     if before.macs and after.macs is not None and before.parameters:
         parameters_down = 1 - after.parameters / before.parameters
         macs_down = 1 - after.macs / before.macs
@@ -131,7 +179,11 @@ def _notes(plan: PruningPlan, removed: int, pruned: PrunedModel | None, before: 
             )
 
 
-def _width_notes(classes: ChannelClasses, keeps: npt.NDArray[np.bool_]) -> Iterable[str]:
+def _width_notes(
+    classes: ChannelClasses, keeps: npt.NDArray[np.bool_], channel_multiple: int | Literal["auto"]
+) -> Iterable[str]:
+    if channel_multiple == "auto":
+        return
     odd: list[str] = []
     for width in classes.widths:
         kept = int(keeps[width.classes].sum())
@@ -140,5 +192,6 @@ def _width_notes(classes: ChannelClasses, keeps: npt.NDArray[np.bool_]) -> Itera
     if odd:
         yield (
             f"The widths of {quoted_list(odd, limit=3)} are no longer multiples of {_KERNEL_BLOCK}, which fast "
-            f"convolution kernels need: the model may even get slower. Set channel_multiple = {_KERNEL_BLOCK}."
+            'convolution kernels need: the model may even get slower. Leave channel_multiple at "auto", or set '
+            f"{_KERNEL_BLOCK}."
         )

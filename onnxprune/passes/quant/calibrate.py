@@ -13,14 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.contracts import Batch, CalibrationSource, NullProgress, Progress, Runner
-from onnxprune.errors import BadDataError, ModelError
+from onnxprune.contracts import Batch, CalibrationSource, NullProgress, Progress
+from onnxprune.errors import BadDataError
+from onnxprune.passes.calibration import batch_size, num_batches, run_samples
 from onnxprune.passes.quant.histogram import StreamingHistogram
 from onnxprune.runtime.sessions import ort_runner_from_model
 
@@ -119,11 +120,11 @@ def calibrate(
             wanted = [name for name in accumulators if name in names or (number == 0 and name in inputs)]
             description = "Calibrating" if len(sweeps) == 1 else f"Calibrating, sweep {number + 1} of {len(sweeps)}"
             batches = progress.track(
-                _limited(source, max_samples), description, _num_batches(model, source, max_samples)
+                _limited(source, max_samples), description, num_batches(model, source, max_samples)
             )
             num_samples = 0
             for batch in batches:
-                arrays = {**batch, **_run(runner, batch, num_samples)}
+                arrays = {**batch, **run_samples(runner, batch, num_samples)}
                 found = {name: arrays[name] for name in wanted}
                 # NumPy lets go of the interpreter's lock while it looks for extremes.
                 extremes = pool.map(_extremes, found.values())
@@ -132,7 +133,7 @@ def calibrate(
                         raise _not_finite(name, array, batch, num_samples)
                     if array.size:
                         accumulators[name].add(array, low, high)
-                num_samples += _batch_size(batch)
+                num_samples += batch_size(batch)
     if num_samples == 0:
         raise BadDataError("The calibration data hold no sample.", "Give at least one; 32 to 512 are usual.")
     ranges = {name: accumulator.range() for name, accumulator in accumulators.items()}
@@ -149,21 +150,10 @@ def _extremes(array: npt.NDArray[np.float32]) -> tuple[float, float]:
     return (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
 
 
-def _run(runner: Runner, batch: Batch, first_sample: int) -> dict[str, npt.NDArray[Any]]:
-    """The outputs for one batch; values that the model can't take are a fault of the data."""
-    try:
-        return runner.run(batch)
-    except ModelError as error:
-        raise BadDataError(
-            f"The model fails on calibration sample {first_sample}: {error.message}",
-            "Look for values that it can't take, such as indices beyond its tables.",
-        ) from error
-
-
 def _not_finite(name: str, array: npt.NDArray[np.float32], batch: Batch, first_sample: int) -> BadDataError:
     bad = ~np.isfinite(array)
     sample = first_sample
-    if array.ndim > 0 and array.shape[0] == _batch_size(batch):
+    if array.ndim > 0 and array.shape[0] == batch_size(batch):
         sample += int(np.flatnonzero(bad.reshape(array.shape[0], -1).any(axis=1))[0])
     kind = "input" if name in batch else "tensor"
     example = array[bad][0]
@@ -174,26 +164,13 @@ def _not_finite(name: str, array: npt.NDArray[np.float32], batch: Batch, first_s
     )
 
 
-def _num_batches(model: ir.Model, source: CalibrationSource, max_samples: int | None) -> int:
-    """How many batches will come, as far as the model's first input says how large one is; else one for a sample."""
-    shape = model.graph.inputs[0].shape if model.graph.inputs else None
-    size = shape[0] if shape is not None and len(shape) > 0 and isinstance(shape[0], int) else 1
-    num_samples = source.num_samples if max_samples is None else min(source.num_samples, max_samples)
-    return math.ceil(num_samples / max(size, 1))
-
-
-def _batch_size(batch: Batch) -> int:
-    sizes = [array.shape[0] for array in batch.values() if array.ndim > 0]
-    return sizes[0] if sizes else 1
-
-
 def _limited(source: CalibrationSource, max_samples: int | None) -> Iterator[Batch]:
     seen = 0
     for batch in source:
         if max_samples is not None and seen >= max_samples:
             return
         yield batch
-        seen += _batch_size(batch)
+        seen += batch_size(batch)
 
 
 def _sweeps(values: Sequence[ir.Value], max_bytes: int) -> list[list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from onnxprune.contracts import CanonicalModel
+from onnxprune.contracts import CanonicalModel, Iteration
 from onnxprune.errors import PassError, UsageError, quoted_list
 from onnxprune.graph.scope import first_match, matches_scope, require_scopes
 from onnxprune.graph.weights import constant_array, iter_windows
@@ -27,8 +27,8 @@ SAMPLED_SHARE = 16
 DEFAULT_GROUP = "default"
 
 
-def decide(model: CanonicalModel, config: SparsifyConfig) -> SparsifyPlan:
-    """Thresholds for all weights that `config` reaches.
+def decide(model: CanonicalModel, config: SparsifyConfig, iteration: Iteration | None = None) -> SparsifyPlan:
+    """Thresholds for all weights that `config` reaches; inside a repeated block, for the sparsities due by now.
 
     Raises:
         PassError: A weight holds NaN or infinite values.
@@ -47,6 +47,7 @@ def decide(model: CanonicalModel, config: SparsifyConfig) -> SparsifyPlan:
             skipped[site.name] = reason
             continue
         group, level = _level(site, config)
+        level = level if iteration is None else iteration.ratio_by_now(level)
         if level == 0.0:
             skipped[site.name] = f"its sparsity is 0 ({group})"
             continue

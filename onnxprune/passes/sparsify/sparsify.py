@@ -36,7 +36,7 @@ class SparsifyPass(Pass[SparsifyConfig, SparsifyPlan]):
     @override
     def plan(self, state: ModelState, context: PassContext) -> SparsifyPlan:
         """Thresholds for every weight; reads all weights twice, a window at a time."""
-        return decide(state.model, self.config)
+        return decide(state.model, self.config, context.iteration)
 
     @override
     def apply(self, state: ModelState, plan: SparsifyPlan, context: PassContext) -> PassOutcome:

@@ -256,3 +256,18 @@ def test_a_plan_that_does_not_fit_names_every_wrong_place():
         plan_from_json(ScalePass(ScaleConfig()), {"weights": "w", "factor": "much"})
     assert isinstance(caught.value, OnnxPruneError)
     assert caught.value.exit_code == 2
+
+
+class TimingPass(ScalePass):
+    requirements = frozenset({Requirement.TIMING})
+
+
+def test_a_pass_that_times_is_refused_where_timings_of_this_machine_do_not_count() -> None:
+    with pytest.raises(PreconditionError, match=r"'scale' needs latencies measured on the target, but nobody measures"):
+        check_requirements(
+            [TimingPass(ScaleConfig())], has_calibration=True, has_evaluator=True, untimed_reason="nobody measures"
+        )
+
+
+def test_a_pass_that_times_runs_where_this_machine_is_the_target() -> None:
+    check_requirements([TimingPass(ScaleConfig())], has_calibration=False, has_evaluator=False)

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from onnxprune.runtime import host
-from onnxprune.runtime.host import HostIsa, host_isa, host_summary, isa_from_flags, runtime_versions
+from onnxprune.runtime.host import (
+    HostIsa,
+    _cpuinfo_field,
+    host_isa,
+    host_summary,
+    isa_from_flags,
+    processor_name,
+    runtime_versions,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,3 +79,15 @@ def test_versions_name_what_shapes_an_artifact() -> None:
     versions = runtime_versions()
     assert set(versions) == {"onnxprune", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxsim", "numpy"}
     assert all(version[0].isdigit() for version in versions.values())
+
+
+def test_the_processor_has_a_name() -> None:
+    assert processor_name().strip()
+
+
+def test_the_name_of_the_processor_is_read_from_the_first_line_that_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("vendor_id : A\nmodel name\t: AMD EPYC 9354\nmodel name\t: other\n", encoding="utf-8")
+    assert _cpuinfo_field(file, ("model name",)) == "AMD EPYC 9354"
+    assert _cpuinfo_field(file, ("CPU part",)) is None
+    assert _cpuinfo_field(tmp_path / "missing", ("model name",)) is None

@@ -11,7 +11,13 @@ import pytest
 from onnxprune.contracts import Batch
 from onnxprune.errors import BadDataError, UsageError
 from onnxprune.runtime import latency
-from onnxprune.runtime.latency import block_bootstrap_ratio, interleaved_ratio, measure_latency
+from onnxprune.runtime.latency import (
+    block_bootstrap_ratio,
+    interleaved_ratio,
+    measure_latency,
+    undisturbed_ms,
+    undisturbed_ratio,
+)
 from onnxprune.runtime.sessions import ort_runner_from_model
 from tests.builders import conv_net
 
@@ -204,3 +210,66 @@ def test_real_runner_that_sleeps_is_timed_in_milliseconds() -> None:
     summary = measure_latency(Sleeper(), {}, min_runs=5, min_seconds=0, warmup=0)
     # Sleeping never ends early; how late it ends is up to the machine.
     assert summary.p50_ms >= 5.0
+
+
+class Clock:
+    """A clock that runners move: `perf_counter_ns` in milliseconds of work."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def perf_counter_ns(self) -> int:
+        return self.now_ns
+
+    def perf_counter(self) -> float:
+        return self.now_ns / 1e9
+
+
+class ClockRunner:
+    """Takes `work_ms`, and every other call as long again as something else runs meanwhile."""
+
+    inputs = outputs = ()
+
+    def __init__(self, clock: Clock, work_ms: float, *, disturbed_ms: float) -> None:
+        self._clock, self._work_ms, self._disturbed_ms = clock, work_ms, disturbed_ms
+        self._calls = 0
+
+    def run(self, feeds: object) -> dict[str, object]:
+        self._calls += 1
+        # Three of four calls are interrupted: the median is wrong, the lower quintile is not.
+        extra = self._disturbed_ms if self._calls % 4 else 0.0
+        self._clock.now_ns += round((self._work_ms + extra) * 1e6)
+        return {}
+
+
+def test_interruptions_do_not_change_the_undisturbed_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    before, after = ClockRunner(clock, 4.0, disturbed_ms=12.0), ClockRunner(clock, 2.0, disturbed_ms=1.0)
+    assert undisturbed_ratio(before, after, {}, tolerance=0.01) == 0.5
+    assert undisturbed_ms(before, {}) == 4.0
+
+
+class ThreadClock(Clock):
+    """Also counts the processor time of the thread: work alone, no interruptions."""
+
+    work_ns = 0
+
+    def thread_time_ns(self) -> int:
+        return self.work_ns
+
+
+class OneThreadRunner(ClockRunner):
+    threads = 1
+
+    def run(self, feeds: object) -> dict[str, object]:
+        self._clock.work_ns += round(self._work_ms * 1e6)  # type: ignore[attr-defined]
+        return super().run(feeds)
+
+
+def test_of_runners_with_one_thread_the_processor_time_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ThreadClock()
+    monkeypatch.setattr(latency, "time", clock)
+    before, after = (OneThreadRunner(clock, work_ms, disturbed_ms=50.0) for work_ms in (4.0, 3.0))
+    before._calls = after._calls = 1  # no call of the first rounds is free of interruptions alone
+    assert undisturbed_ratio(before, after, {}, tolerance=0.01) == 0.75

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from onnxprune.contracts import ModelState, PassContext
+from onnxprune.contracts import Iteration, ModelState, PassContext
 from onnxprune.errors import PassError, UsageError
 from onnxprune.graph.io import load_model, save_model
 from onnxprune.graph.weights import constant_array
@@ -62,6 +62,20 @@ def test_exactly_the_smallest_magnitudes_of_all_tensors_become_zero(two_convs, r
     limit = np.sort(together)[wanted - 1]
     for name in ("w1", "w2"):
         np.testing.assert_array_equal(after[name], np.where(np.abs(before[name]) <= limit, 0, before[name]))
+
+
+def test_iterations_of_a_block_come_to_the_sparsity_along_the_schedule(two_convs, run_verified):
+    original = ModelState(model=two_convs)
+    model, reached = two_convs, []
+    for number in (1, 2, 3):
+        iteration = Iteration(number=number, times=3, original=original, schedule="geometric")
+        outcome = run_verified(sparsify(sparsity=0.488), model, context=PassContext(iteration=iteration))
+        model = outcome.state.model
+        after = weights_of(outcome)
+        reached.append(zeros(after["w1"]) + zeros(after["w2"]))
+    units = 8 * 6 * 9 + 5 * 8
+    # 0.8 of what is left stays each time, and 0.8 ** 3 = 0.512 in the end.
+    assert reached == [round(0.2 * units), round(0.36 * units), round(0.488 * units)]
 
 
 def weights_of_model(model):
