@@ -16,6 +16,7 @@ from onnxprune.contracts import (
     Artifact,
     CalibrationSource,
     Evaluator,
+    Iteration,
     ModelState,
     NullProgress,
     PassContext,
@@ -34,10 +35,22 @@ from onnxprune.pipeline.lock import read_lock
 from onnxprune.pipeline.output import staged_folder, write_text
 from onnxprune.pipeline.run import DryRun, PipelineOptions, dry_run, run_pipeline
 from onnxprune.plugins import find_pass, find_target
-from onnxprune.recipe import Recipe, decode_recipe, overlay, read_recipe_file
+from onnxprune.recipe import Recipe, decode_recipe, decode_step, overlay, overlay_pruning, read_recipe_file
 from onnxprune.report.json import to_json_text
 
-__all__ = ["Job", "apply", "build", "convert_model", "dry_run_job", "load", "prepare_job", "run", "run_job", "save"]
+__all__ = [
+    "Job",
+    "apply",
+    "build",
+    "convert_model",
+    "default_name",
+    "dry_run_job",
+    "load",
+    "prepare_job",
+    "run",
+    "run_job",
+    "save",
+]
 
 REPORT_NAME = "report.json"
 
@@ -118,6 +131,8 @@ def prepare_job(
     lock: Path | None,
     measure: bool,
     progress: Progress,
+    latency_ratio: float | None = None,
+    verify_pruning: bool = False,
 ) -> Job:
     """Lay the options over the recipe (or over the plan's recipe) and check everything that needs no model."""
     read = read_lock(lock) if lock is not None else None
@@ -131,7 +146,9 @@ def prepare_job(
     if not measure:
         sections["measure"] = {"latency": False, "load": False, "fidelity": False, "score": False}
     merged = overlay(tables, passes=passes, targets=targets, settings=settings, sections=sections)
-    folder = out if out is not None else Path("out") / _default_name(request.source)
+    if latency_ratio is not None or verify_pruning:
+        merged = overlay_pruning(merged, latency_ratio=latency_ratio, verify=verify_pruning)
+    folder = out if out is not None else Path("out") / default_name(request.source)
     return Job(
         request=request,
         recipe=decode_recipe(merged, origin=origin),
@@ -177,6 +194,7 @@ def apply(
     evaluator: Evaluator | None = None,
     custom_op_libraries: Sequence[Path] = (),
     seed: int = 0,
+    iteration: Iteration | None = None,
     progress: Progress | None = None,
 ) -> tuple[ModelState, PassReport]:
     """Run one pass; `state` stays as it was.
@@ -189,16 +207,18 @@ def apply(
         evaluator: See `onnxprune.evaluate.open_evaluator`.
         custom_op_libraries: Shared libraries with the model's custom operators.
         seed: Where the pass's randomness starts.
+        iteration: Which time around, in a loop of your own that prunes in steps: ratios then count from its `original`.
         progress: Shows what goes on.
     """
     pass_class = find_pass(pass_name)
-    step = decode_recipe({"passes": [{"name": pass_name, **(config or {})}]}).steps[0]
+    step = decode_step(pass_name, config or {})
     context = PassContext(
         seed=seed,
         calibration=calibration,
         evaluator=evaluator,
         progress=progress or NullProgress(),
         custom_op_libraries=tuple(custom_op_libraries),
+        iteration=iteration,
     )
     pass_ = pass_class(step.config)
     pass_.check(state)
@@ -254,7 +274,8 @@ def _request(source: object, request: SourceRequest | None) -> SourceRequest:
     return replace(request, source=shown) if request is not None else SourceRequest(source=shown)
 
 
-def _default_name(source: object) -> str:
+def default_name(source: object) -> str:
+    """The folder in "out" for a source that is given without one: its file name without ending."""
     if not isinstance(source, str):
         return type(source).__name__
     return Path(source.partition(".py:")[0]).stem or "model"

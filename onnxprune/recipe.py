@@ -14,39 +14,54 @@ is one check with one kind of message:
 
     [budget]
     score_drop = 0.01
+
+Besides passes, the list may hold blocks of passes that run several times around:
+
+    { name = "repeat", times = 4, passes = [{ name = "prune", ratio = 0.5 }, "acme-finetune"] }
 """
 
 from __future__ import annotations
 
 import copy
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from onnxprune.contracts import JsonObject, PassConfig
+from onnxprune.contracts import CHECK_MARK, PATH_MARK, JsonObject, JsonValue, PassConfig
 from onnxprune.data.preprocess import Preprocess
-from onnxprune.errors import OutputError, UsageError, did_you_mean
+from onnxprune.errors import OutputError, UsageError, did_you_mean, quoted_list
 from onnxprune.evaluate.budget import Budget
-from onnxprune.plugins import find_pass, find_target
+from onnxprune.plugins import find_pass, find_target, list_plugins
 
 __all__ = [
+    "ITERATION_MARK",
+    "REPEAT",
     "SCHEMA",
     "DataOptions",
     "MeasureOptions",
     "Recipe",
+    "Repeat",
+    "RepeatConfig",
     "Step",
     "TargetStep",
     "decode_recipe",
+    "decode_step",
     "overlay",
+    "overlay_pruning",
+    "portable_settings",
     "read_recipe_file",
     "recipe_to_json",
 ]
 
 SCHEMA = 1
+REPEAT = "repeat"
+"""The name of a block in the list of passes; no pass can have it."""
+ITERATION_MARK = "@"
+"""'prune@2' is pass 'prune' the second time around."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -77,6 +92,27 @@ class MeasureOptions(PassConfig):
     min_seconds: float = Field(default=1.0, gt=0, description="Time at least this long for each model.")
 
 
+class RepeatConfig(PassConfig):
+    """A block of passes that runs several times around, such as pruning in steps with fine-tuning between."""
+
+    passes: tuple[str | dict[str, Any], ...] = Field(
+        min_length=1, description="What runs each time around: names, or tables."
+    )
+    times: int = Field(ge=1, le=1000, description="How many times around.")
+    schedule: Literal["linear", "geometric"] = Field(
+        default="linear",
+        description="How the ratios of passes inside are reached, counted from the model before the block: 'linear' "
+        "takes an equal part of it each time, 'geometric' an equal part of what is left.",
+    )
+    score_drop: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Stop when the score falls by more than this below the source's, and go back to the model before "
+        "that time around; needs an evaluator.",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One pass of the pipeline; `step_id` is its name, or 'prune#2' for the second of a name."""
@@ -84,6 +120,17 @@ class Step:
     step_id: str
     name: str
     config: PassConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """Steps that run `times` times around; see `RepeatConfig`."""
+
+    step_id: str
+    times: int
+    schedule: Literal["linear", "geometric"]
+    score_drop: float | None
+    steps: tuple[Step, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +146,7 @@ class Recipe:
     """A checked recipe. Paths in `data` are absolute or function names."""
 
     seed: int
-    steps: tuple[Step, ...]
+    steps: tuple[Step | Repeat, ...]
     targets: tuple[TargetStep, ...]
     data: DataOptions
     preprocess: Preprocess
@@ -132,7 +179,42 @@ def read_recipe_file(path: Path) -> JsonObject:
         for key in ("calibration", "eval"):
             if isinstance(data.get(key), str):
                 data[key] = _from_folder(data[key], path.resolve().parent)
+    _root_paths(tables.get("passes"), path.resolve().parent)
     return tables
+
+
+def _root_paths(passes: Any, folder: Path) -> None:
+    """Make the paths among the settings of passes absolute; what has a wrong form is left for `decode_recipe`."""
+    for entry in passes if isinstance(passes, list) else ():
+        if not isinstance(entry, dict):
+            continue
+        _root_paths(entry.get("passes"), folder)
+        for key, kind in _path_keys(entry.get("name")).items():
+            value = entry.get(key)
+            if isinstance(value, str) and (kind == "file" or value.rpartition(":")[0].endswith(".py")):
+                entry[key] = _from_folder(value, folder)
+
+
+def _path_keys(pass_name: Any) -> dict[str, str]:
+    """Settings of a pass that are paths, and of what."""
+    return {key: str(value) for key, value in _marked(pass_name, PATH_MARK).items()}
+
+
+def _marked(pass_name: Any, mark: str) -> dict[str, JsonValue]:
+    """Settings of a pass whose field carries `mark`, and its value; none where there is no such pass."""
+    if not isinstance(pass_name, str) or pass_name not in {plugin.name for plugin in list_plugins("pass")}:
+        return {}
+    fields = find_pass(pass_name).config_type.model_fields
+    extras = {key: field.json_schema_extra for key, field in fields.items()}
+    return {key: extra[mark] for key, extra in extras.items() if isinstance(extra, dict) and mark in extra}
+
+
+def portable_settings(pass_name: str, settings: Mapping[str, JsonValue]) -> JsonObject:
+    """The settings of a pass that decide, with paths cut to the name of the file: the same on every machine."""
+    checks = _marked(pass_name, CHECK_MARK)
+    paths = {key: settings.get(key) for key in _path_keys(pass_name)}
+    portable = {**settings, **{key: Path(path).name for key, path in paths.items() if isinstance(path, str)}}
+    return {key: value for key, value in portable.items() if key not in checks}
 
 
 def _from_folder(spec: str, folder: Path) -> str:
@@ -166,7 +248,7 @@ def overlay(
     if not merged.get("targets"):
         merged["targets"] = copy.deepcopy(DEFAULT_TARGETS)
     if passes is not None:
-        known = {entry["id"]: entry for entry in _pass_entries(merged.get("passes", []))}
+        known = {entry["id"]: entry for _, entry in _all_entries(_pass_entries(merged.get("passes", [])))}
         merged["passes"] = [known.get(name, {"name": name.partition("#")[0], "id": name}) for name in _with_ids(passes)]
     if targets is not None:
         configured = merged.get("targets", {})
@@ -177,6 +259,44 @@ def overlay(
             merged[section] = {**merged.get(section, {}), **given}
     for setting in settings:
         _apply_setting(merged, setting)
+    return merged
+
+
+def overlay_pruning(tables: Mapping[str, Any], *, latency_ratio: float | None, verify: bool) -> JsonObject:
+    """Lay the command line's options for filter pruning over recipe tables.
+
+    Args:
+        tables: A recipe's tables.
+        latency_ratio: The target of the one pass `prune`, in place of the target that it has.
+        verify: Hold what every pass `prune` makes against the masked original.
+
+    Raises:
+        UsageError: There is no pass `prune`, or several where one is meant.
+    """
+    from onnxprune.passes.prune.config import TargetName
+
+    merged: JsonObject = copy.deepcopy(dict(tables))
+    entries = _pass_entries(merged.get("passes", []))
+    own = [entry for _, entry in _all_entries(entries) if entry["name"] == "prune"]
+    option = "--verify-pruning" if latency_ratio is None else "--latency-ratio"
+    if not own:
+        names = [entry["name"] for _, entry in _all_entries(entries)]
+        raise UsageError(
+            f"'{option}' is for the pass 'prune', and the run has {quoted_list(names) or 'no passes'}.",
+            "Add it: --passes prune,...",
+        )
+    if latency_ratio is not None:
+        if len(own) > 1:
+            raise UsageError(
+                f"'{option}' can't tell which of the passes {quoted_list(entry['id'] for entry in own)} is meant.",
+                f"Write: --set '{own[-1]['id']}.latency_ratio={latency_ratio:g}'.",
+            )
+        for name in get_args(TargetName):
+            own[0].pop(name, None)
+        own[0]["latency_ratio"] = latency_ratio
+    for entry in own if verify else ():
+        entry["verify_oracle"] = True
+    merged["passes"] = entries
     return merged
 
 
@@ -204,10 +324,26 @@ def _with_ids(names: Sequence[str]) -> list[str]:
 
 
 def _pass_entries(passes: Any) -> list[JsonObject]:
-    """The recipe's list of passes with every entry a table that has a name and an id."""
-    if not isinstance(passes, list):
+    """The recipe's list of passes with every entry, those in blocks as well, a table that has a name and an id."""
+    entries = _entry_tables(passes, place="passes")
+    placed = list(_all_entries(entries))
+    default_ids = _with_ids([entry["name"] for _, entry in placed])
+    for (place, entry), default_id in zip(placed, default_ids, strict=True):
+        if not isinstance(entry.setdefault("id", default_id), str) or not entry["id"]:
+            raise UsageError(f"{place}: 'id' must be a name, got {entry['id']!r}.")
+        if ITERATION_MARK in entry["id"]:
+            raise UsageError(
+                f"{place}: the id '{entry['id']}' holds '{ITERATION_MARK}', which stands before the number of an "
+                f"iteration of '{REPEAT}'.",
+                "Choose another id.",
+            )
+    return entries
+
+
+def _entry_tables(passes: Any, *, place: str) -> list[JsonObject]:
+    if not isinstance(passes, list | tuple):
         raise UsageError(
-            f"'passes' must be a list, got {type(passes).__name__}.", 'Write: passes = ["simplify", "quant"].'
+            f"'{place}' must be a list, got {type(passes).__name__}.", 'Write: passes = ["simplify", "quant"].'
         )
     entries: list[JsonObject] = []
     for index, entry in enumerate(passes):
@@ -215,14 +351,28 @@ def _pass_entries(passes: Any) -> list[JsonObject]:
             entry = {"name": entry}
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise UsageError(
-                f"passes[{index}]: needs a name.", 'Write: passes = ["simplify", { name = "prune", ratio = 0.5 }].'
+                f"{place}[{index}]: needs a name.", 'Write: passes = ["simplify", { name = "prune", ratio = 0.5 }].'
             )
-        entries.append(dict(entry))
-    ids = _with_ids([entry["name"] for entry in entries])
-    for index, (entry, default_id) in enumerate(zip(entries, ids, strict=True)):
-        if not isinstance(entry.setdefault("id", default_id), str) or not entry["id"]:
-            raise UsageError(f"passes[{index}]: 'id' must be a name, got {entry['id']!r}.")
+        entry = dict(entry)
+        if entry["name"] == REPEAT and "passes" in entry:
+            inner = f"{place}[{index}].passes"
+            entry["passes"] = _entry_tables(entry["passes"], place=inner)
+            for number, nested in enumerate(entry["passes"]):
+                if nested["name"] == REPEAT:
+                    raise UsageError(
+                        f"{inner}[{number}]: a '{REPEAT}' inside a '{REPEAT}' is not possible.",
+                        "Write the blocks one after the other, or raise `times`.",
+                    )
+        entries.append(entry)
     return entries
+
+
+def _all_entries(entries: Sequence[JsonObject], *, place: str = "passes") -> Iterator[tuple[str, JsonObject]]:
+    """Every entry with its place: those of a block come after the block's own."""
+    for index, entry in enumerate(entries):
+        yield f"{place}[{index}]", entry
+        if entry["name"] == REPEAT:
+            yield from _all_entries(entry.get("passes", ()), place=f"{place}[{index}].passes")
 
 
 def _apply_setting(tables: JsonObject, setting: str) -> None:
@@ -244,12 +394,12 @@ def _apply_setting(tables: JsonObject, setting: str) -> None:
         targets[parts[0]] = {**targets[parts[0]], parts[1]: value}
         return
     entries = _pass_entries(tables.get("passes", []))
-    for entry in entries:
+    for _, entry in _all_entries(entries):
         if entry["id"] == parts[0] and len(parts) == 2:
             entry[parts[1]] = value
             tables["passes"] = entries
             return
-    places = [entry["id"] for entry in entries] + list(targets) + list(SECTIONS)
+    places = [entry["id"] for _, entry in _all_entries(entries)] + list(targets) + list(SECTIONS)
     raise UsageError(
         f"Setting '{setting}': the run has no pass, target or section '{parts[0]}' with a key '{'.'.join(parts[1:])}'.",
         did_you_mean(parts[0], places),
@@ -285,14 +435,9 @@ def decode_recipe(tables: Mapping[str, Any], *, origin: str = "the command line"
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise UsageError(f"{where}: 'seed' must be a whole number of at least 0, got {seed!r}.")
 
-    steps = []
-    for index, entry in enumerate(_pass_entries(tables.get("passes", []))):
-        place = f"{where}, passes[{index}]"
-        config_table = {key: value for key, value in entry.items() if key not in ("name", "id")}
-        pass_class = find_pass(entry["name"])
-        config = _decode_section(pass_class.config_type, config_table, place=place, owner=f"pass '{entry['name']}'")
-        steps.append(Step(step_id=entry["id"], name=entry["name"], config=config))
-    ids = [step.step_id for step in steps]
+    entries = _pass_entries(tables.get("passes", []))
+    steps = tuple(_decode_entry(entry, place=f"{where}, passes[{index}]") for index, entry in enumerate(entries))
+    ids = [entry["id"] for _, entry in _all_entries(entries)]
     for step_id in ids:
         if ids.count(step_id) > 1:
             raise UsageError(f"{where}: two passes have the id '{step_id}'.", "Give each pass an id of its own.")
@@ -320,13 +465,42 @@ def decode_recipe(tables: Mapping[str, Any], *, origin: str = "the command line"
         raise TypeError("SECTIONS and Recipe disagree")
     return Recipe(
         seed=seed,
-        steps=tuple(steps),
+        steps=steps,
         targets=tuple(targets),
         data=data,
         preprocess=preprocess,
         measure=measure,
         budget=budget,
     )
+
+
+def decode_step(name: str, config: Mapping[str, Any]) -> Step:
+    """One configured pass, for those who run it without a recipe; raises as `decode_recipe` does."""
+    return _decode_pass({"name": name, "id": name, **config}, place=f"Pass '{name}'")
+
+
+def _decode_entry(entry: JsonObject, *, place: str) -> Step | Repeat:
+    if entry["name"] != REPEAT:
+        return _decode_pass(entry, place=place)
+    table = {key: value for key, value in entry.items() if key not in ("name", "id")}
+    config = _decode_section(RepeatConfig, table, place=place, owner=f"'{REPEAT}'")
+    steps = tuple(
+        _decode_pass(inner, place=f"{place}.passes[{number}]") for number, inner in enumerate(entry["passes"])
+    )
+    return Repeat(
+        step_id=entry["id"],
+        times=config.times,
+        schedule=config.schedule,
+        score_drop=config.score_drop,
+        steps=steps,
+    )
+
+
+def _decode_pass(entry: JsonObject, *, place: str) -> Step:
+    table = {key: value for key, value in entry.items() if key not in ("name", "id")}
+    pass_class = find_pass(entry["name"])
+    config = _decode_section(pass_class.config_type, table, place=place, owner=f"pass '{entry['name']}'")
+    return Step(step_id=entry["id"], name=entry["name"], config=config)
 
 
 def _decode_section(section: type[ModelT], table: Mapping[str, Any], *, place: str, owner: str) -> ModelT:
@@ -337,12 +511,17 @@ def _decode_section(section: type[ModelT], table: Mapping[str, Any], *, place: s
 
 
 def _describe(error: ValidationError, section: type[BaseModel], *, place: str, owner: str) -> tuple[str, str]:
-    """The first validation error as a message and a hint."""
-    first = error.errors()[0]
+    """The first validation error as a message and a hint: a misspelt key before the one that is missing for it."""
+    errors = error.errors()
+    first = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = list(section.model_fields)
         return f"{place}: unknown key '{key}' for {owner}.", did_you_mean(key, known).replace("Known:", "Known keys:")
+    if first["type"] == "missing":
+        return f"{place}: {owner} needs '{key}'.", "Known keys: " + ", ".join(section.model_fields) + "."
+    if first["type"] == "too_short":
+        return f"{place}: '{key}' for {owner} is empty.", ""
     reason = first["msg"].removeprefix("Value error, ")
     reason = reason[:1].lower() + reason[1:]
     if not key:
@@ -355,9 +534,20 @@ def recipe_to_json(recipe: Recipe) -> JsonObject:
     return {
         "schema": SCHEMA,
         "seed": recipe.seed,
-        "passes": [
-            {"name": step.name, "id": step.step_id, **step.config.model_dump(mode="json")} for step in recipe.steps
-        ],
+        "passes": [_step_to_json(step) for step in recipe.steps],
         "targets": {step.name: step.config.model_dump(mode="json") for step in recipe.targets},
         **{name: getattr(recipe, name).model_dump(mode="json") for name in SECTIONS},
+    }
+
+
+def _step_to_json(step: Step | Repeat) -> JsonObject:
+    if isinstance(step, Step):
+        return {"name": step.name, "id": step.step_id, **step.config.model_dump(mode="json")}
+    return {
+        "name": REPEAT,
+        "id": step.step_id,
+        "times": step.times,
+        "schedule": step.schedule,
+        "score_drop": step.score_drop,
+        "passes": [_step_to_json(inner) for inner in step.steps],
     }

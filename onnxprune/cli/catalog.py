@@ -12,8 +12,11 @@ from onnxprune.cli.stdout import results_on_stdout
 from onnxprune.contracts import Pass, Target
 from onnxprune.errors import PluginError, UsageError, did_you_mean
 from onnxprune.plugins import Kind, find_pass, find_target, list_plugins
+from onnxprune.recipe import REPEAT, RepeatConfig
 
 __all__ = ["ops", "passes", "targets"]
+
+REPEAT_SUMMARY = "runs passes several times around (in recipes)"
 
 
 @click.command("passes")
@@ -74,16 +77,21 @@ def _show(kind: Kind, name: str | None, *, as_json: bool) -> None:
             {"name": plugin.name, "summary": _summary(find, plugin.name), "from": plugin.origin}
             for plugin in list_plugins(kind)
         ]
+        if kind == "pass":
+            rows.append({"name": REPEAT, "summary": REPEAT_SUMMARY, "from": "onnxprune"})
         with results_on_stdout():
             if as_json:
                 click.echo(to_json_text(rows))
             else:
                 print_plugins(rows, kind=kind)
         return
-    plugin_class = find(name)
-    settings = describe_settings(plugin_class.config_type)
+    if kind == "pass" and name == REPEAT:
+        summary, settings = REPEAT_SUMMARY, describe_settings(RepeatConfig)
+    else:
+        plugin_class = find(name)
+        summary, settings = plugin_class.summary, describe_settings(plugin_class.config_type)
     with results_on_stdout():
         if as_json:
-            click.echo(to_json_text({"name": name, "summary": plugin_class.summary, "settings": settings}))
+            click.echo(to_json_text({"name": name, "summary": summary, "settings": settings}))
         else:
-            print_settings(name, plugin_class.summary, settings)
+            print_settings(name, summary, settings)

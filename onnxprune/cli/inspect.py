@@ -39,4 +39,4 @@ def inspect(
         if as_json:
             click.echo(to_json_text(inspection))
         else:
-            print_inspection(inspection, limit=None if show_all else 40)
+            print_inspection(inspection, max_layers=None if show_all else 40, max_groups=None if show_all else 15)

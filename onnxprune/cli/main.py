@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from typing import NoReturn
 
 import click
 
 from onnxprune import __version__
+from onnxprune.cli.endings import Interrupts, show_error
 from onnxprune.errors import InterruptedRunError, OnnxPruneError, did_you_mean
 
 __all__ = ["cli", "main"]
@@ -63,44 +63,30 @@ def cli() -> None:
     """
 
 
-class _Interrupts:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt, and remembers that it did."""
-
-    def __init__(self) -> None:
-        self.seen = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._raise)
-
-    def _raise(self, _number: int, _frame: object) -> NoReturn:
-        self.seen = True
-        raise KeyboardInterrupt
-
-
 def main() -> NoReturn:
     """Run the command line and end the process with the documented exit code."""
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        # Not standing alone, click gives the code of `Exit` back instead of ending the process.
+        code = cli.main(standalone_mode=False, obj=interrupts)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort, InterruptedRunError):
+    except (KeyboardInterrupt, click.Abort):
         _end_interrupted()
+    except InterruptedRunError as error:
+        _end_interrupted(error.message)
     except Exception as error:
         # Native code turns an interrupt into an error of its own (an extension that is being imported: ImportError).
         if interrupts.seen:
             _end_interrupted()
         if not isinstance(error, OnnxPruneError):
             raise
-        click.echo(click.style("error: ", fg="red", bold=True) + error.message, err=True)
-        if error.hint:
-            click.echo(click.style("  try: ", fg="cyan", bold=True) + error.hint, err=True)
+        show_error(error)
         sys.exit(error.exit_code)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _end_interrupted() -> NoReturn:
-    click.echo("Interrupted: no artifact was written.", err=True)
+def _end_interrupted(message: str = "Interrupted: no artifact was written.") -> NoReturn:
+    click.echo(message, err=True)
     sys.exit(InterruptedRunError.exit_code)

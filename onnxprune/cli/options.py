@@ -12,12 +12,11 @@ import click
 from onnxprune.convert.request import SourceRequest
 from onnxprune.errors import UsageError
 
-__all__ = ["json_option", "source_options", "verbosity_options"]
+__all__ = ["json_option", "source_options", "sources_options", "verbosity_options"]
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-SOURCE_OPTIONS = (
-    click.argument("source"),
+READING_OPTIONS = (
     click.option(
         "--weights",
         type=click.Path(path_type=Path),
@@ -52,19 +51,50 @@ def source_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the SOURCE argument and the options that say how to read it; the command gets them as one `request`."""
 
     @functools.wraps(function)
-    def with_request(
-        *,
-        source: str,
-        weights: Path | None,
-        shapes: tuple[str, ...],
-        signature: str | None,
-        inputs: str | None,
-        outputs: str | None,
-        trust_source: bool,
-        custom_op_libraries: tuple[Path, ...],
-        **others: Any,
-    ) -> None:
-        request = SourceRequest(
+    def with_request(*, source: str, **options: Any) -> None:
+        (request,), others = _requests((source,), **options)
+        function(request=request, **others)
+
+    return _decorated(with_request, click.argument("source"))
+
+
+def sources_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Like `source_options` for one or several SOURCEs, which are all read in one way: the command gets `requests`."""
+
+    @functools.wraps(function)
+    def with_requests(*, sources: tuple[str, ...], **options: Any) -> None:
+        requests, others = _requests(sources, **options)
+        if len(requests) > 1 and requests[0].weights is not None:
+            raise UsageError(
+                "'--weights' belongs to one model, and several are given.", "Run the factories one by one."
+            )
+        function(requests=requests, **others)
+
+    return _decorated(with_requests, click.argument("sources", metavar="SOURCE...", nargs=-1, required=True))
+
+
+def _decorated(function: Callable[..., None], argument: Callable[..., Any]) -> Callable[..., None]:
+    decorated: Callable[..., None] = function
+    for option in reversed((argument, *READING_OPTIONS)):
+        decorated = option(decorated)
+    return decorated
+
+
+def _requests(
+    sources: tuple[str, ...],
+    *,
+    weights: Path | None,
+    shapes: tuple[str, ...],
+    signature: str | None,
+    inputs: str | None,
+    outputs: str | None,
+    trust_source: bool,
+    custom_op_libraries: tuple[Path, ...],
+    **others: Any,
+) -> tuple[tuple[SourceRequest, ...], dict[str, Any]]:
+    """One request for each source, and the options that are not about reading."""
+    requests = tuple(
+        SourceRequest(
             source=source,
             weights=weights,
             shapes=dict(_parse_shape(text) for text in shapes),
@@ -74,12 +104,9 @@ def source_options(function: Callable[..., None]) -> Callable[..., None]:
             trust_source=trust_source,
             custom_op_libraries=custom_op_libraries,
         )
-        function(request=request, **others)
-
-    decorated: Callable[..., None] = with_request
-    for option in reversed(SOURCE_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+        for source in sources
+    )
+    return requests, others
 
 
 def verbosity_options(function: FunctionT) -> FunctionT:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from onnxprune.contracts import BudgetOutcome, Measurements, PassConfig
+from onnxprune.contracts import BudgetOutcome, Measurements, PassConfig, Score
 
-__all__ = ["Budget", "check_budget"]
+__all__ = ["Budget", "check_budget", "is_at_most", "score_drop"]
 
 # 0.876 - 0.866 is 0.010000000000000009: differences of floats are compared to this.
 _ROUNDING = 1e-9
@@ -86,12 +86,21 @@ def _score_drop(measured: Measurements, source: Measurements) -> tuple[float | N
     before, after = source.score, measured.score
     if before is None or after is None:
         return None, "The score was not measured."
-    drop = before.value - after.value if before.higher_is_better else after.value - before.value
-    return drop, f"{before.metric}: {before.value:.4g} before, {after.value:.4g} after."
+    return score_drop(before, after), f"{before.metric}: {before.value:.4g} before, {after.value:.4g} after."
+
+
+def score_drop(before: Score, after: Score) -> float:
+    """By how much `after` is worse than `before`; negative where it is better."""
+    return before.value - after.value if before.higher_is_better else after.value - before.value
+
+
+def is_at_most(actual: float, limit: float) -> bool:
+    """True when `actual` keeps `limit`, whatever floats say in the last digits; NaN keeps none."""
+    return actual <= limit + _ROUNDING * max(1.0, abs(limit))
 
 
 def _at_most(name: str, target: str, limit: float, actual: float | None, note: str = "") -> BudgetOutcome:
-    met = actual is not None and actual <= limit + _ROUNDING * max(1.0, abs(limit))
+    met = actual is not None and is_at_most(actual, limit)
     return BudgetOutcome(name=name, target=target, limit=limit, actual=actual, met=met, note=note)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from onnxprune.contracts import JsonObject, JsonValue, Placement
 from onnxprune.errors import OutputError, UsageError, quoted_list
-from onnxprune.recipe import Recipe, recipe_to_json
+from onnxprune.recipe import REPEAT, Recipe, portable_settings, recipe_to_json
 
 __all__ = [
     "LOCK_NAME",
@@ -59,7 +59,14 @@ class PlanLock:
 def decisive_tables(recipe: Recipe) -> JsonObject:
     """The parts of a recipe that shape the artifact; data, budgets and measuring belong to the run, not to the plan."""
     tables = recipe_to_json(recipe)
+    tables["passes"] = [_portable(entry) for entry in tables["passes"]]
     return {key: tables[key] for key in ("schema", "seed", "passes", "targets", "preprocess")}
+
+
+def _portable(entry: JsonObject) -> JsonObject:
+    if entry["name"] == REPEAT:
+        return {**entry, "passes": [_portable(inner) for inner in entry["passes"]]}
+    return portable_settings(entry["name"], entry)
 
 
 def check_lock(lock: PlanLock, *, source_hash: str, recipe: Recipe) -> None:
@@ -75,14 +82,15 @@ def check_lock(lock: PlanLock, *, source_hash: str, recipe: Recipe) -> None:
             DECIDE_ANEW,
         )
     tables = decisive_tables(recipe)
-    planned, asked = ([entry["id"] for entry in recipe_tables["passes"]] for recipe_tables in (lock.recipe, tables))
+    before_entries, now_entries = list(_entries(lock.recipe["passes"])), list(_entries(tables["passes"]))
+    planned, asked = ([entry["id"] for entry in entries] for entries in (before_entries, now_entries))
     if planned != asked:
         raise UsageError(
             f"The plan was made for the passes {quoted_list(planned) or 'none'}, and this run asks for "
             f"{quoted_list(asked) or 'none'}.",
             DECIDE_ANEW,
         )
-    for before, now in zip(lock.recipe["passes"], tables["passes"], strict=True):
+    for before, now in zip(before_entries, now_entries, strict=True):
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
             raise UsageError(
@@ -90,6 +98,17 @@ def check_lock(lock: PlanLock, *, source_hash: str, recipe: Recipe) -> None:
                 f"this run asks for {now[changed[0]]!r}.",
                 DECIDE_ANEW,
             )
+
+
+def _entries(passes: list[JsonObject]) -> Iterator[JsonObject]:
+    """Every pass and block by itself; those inside a block follow it, with an id that says where they are."""
+    for entry in passes:
+        if entry["name"] != REPEAT:
+            yield entry
+            continue
+        yield {key: value for key, value in entry.items() if key != "passes"}
+        for inner in entry["passes"]:
+            yield {**inner, "id": f"{entry['id']}/{inner['id']}"}
 
 
 def placements_for(lock: PlanLock, recipe: Recipe) -> Mapping[str, Placement]:

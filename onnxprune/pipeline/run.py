@@ -6,7 +6,6 @@ and every pass's and target's own check before the first pass starts.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +25,13 @@ from onnxprune.contracts import (
     Measurements,
     ModelState,
     NullProgress,
-    Pass,
     PassContext,
     PassReport,
     Placement,
     Progress,
-    Requirement,
     Runner,
     RunReport,
+    Score,
     Target,
     TargetContext,
     TensorSpec,
@@ -49,13 +47,13 @@ from onnxprune.evaluate.budget import check_budget
 from onnxprune.evaluate.figures import model_figures
 from onnxprune.graph.io import external_data_files, save_model
 from onnxprune.graph.writer import content_hash
-from onnxprune.passes.harness import check_requirements, plan_from_json, plan_to_json, run_pass
+from onnxprune.passes.harness import check_requirements
 from onnxprune.pipeline.cache import PassCache, chain_key, file_hash
+from onnxprune.pipeline.execute import Execution, PassesResult, run_stages
 from onnxprune.pipeline.lock import (
     LOCK_NAME,
     LOCK_SCHEMA,
     PlanLock,
-    PlannedPass,
     check_lock,
     decisive_tables,
     placements_for,
@@ -63,16 +61,16 @@ from onnxprune.pipeline.lock import (
 )
 from onnxprune.pipeline.measure import Yardstick, measure_artifact, measure_source, sample_batches
 from onnxprune.pipeline.output import staged_folder, write_text
+from onnxprune.pipeline.stages import RepeatedStage, Stage, make_stages, passes_of
 from onnxprune.pipeline.verdict import result_warnings
-from onnxprune.plugins import find_pass, find_target, plugin_version
-from onnxprune.recipe import Recipe, recipe_to_json
+from onnxprune.plugins import find_target
+from onnxprune.recipe import Recipe, Repeat, portable_settings, recipe_to_json
 from onnxprune.runtime.host import host_summary, runtime_versions
 from onnxprune.runtime.sessions import ort_runner_from_model
 
 __all__ = ["REPORT_SCHEMA", "DryRun", "PipelineOptions", "dry_run", "run_pipeline"]
 
 REPORT_SCHEMA = 1
-logger = logging.getLogger(__name__)
 FIDELITY_BUDGETS = ("fidelity_cosine", "fidelity_snr_db", "fidelity_max_abs")
 
 
@@ -102,7 +100,7 @@ class _Prepared:
     """Everything that was opened and checked before the first pass."""
 
     recipe: Recipe
-    passes: tuple[Pass[Any, Any], ...]
+    stages: tuple[Stage, ...]
     targets: tuple[Target[Any], ...]
     converted: ConvertedModel
     source_hash: str
@@ -111,13 +109,6 @@ class _Prepared:
     evaluator: Evaluator | None
     context: PassContext
     warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PassesResult:
-    state: ModelState
-    reports: tuple[PassReport, ...]
-    plans: tuple[PlannedPass, ...]
 
 
 def run_pipeline(
@@ -137,15 +128,15 @@ def run_pipeline(
     """
     started = time.monotonic()
     progress = options.progress
-    passes, targets = _instantiate(recipe)
-    _check_requirements(recipe, passes, targets, is_planned=options.lock is not None)
+    stages, targets = _instantiate(recipe)
+    _check_requirements(recipe, stages, targets, is_planned=options.lock is not None)
     with staged_folder(options.out) as staging:
-        prepared = _prepare(request, recipe, passes, targets, options)
+        prepared = _prepare(request, recipe, stages, targets, options)
         _check_not_the_source(request, recipe, options.out)
         # The source is scored first: bad evaluation data or a failing evaluator shows before the passes' work.
         yardstick = _yardstick(prepared, progress)
-        done = _run_passes(prepared, options)
-        artifacts = _build(prepared, done.state, staging, options)
+        done = _run_passes(prepared, options, yardstick.source_score)
+        artifacts = _build(prepared, done, staging, options)
         source_measurements = _measure_source(request, prepared, yardstick)
         measurements = tuple(
             measure_artifact(artifact, target, yardstick, progress)
@@ -183,31 +174,36 @@ def run_pipeline(
 
 def dry_run(request: SourceRequest, recipe: Recipe, options: PipelineOptions) -> DryRun:
     """Run all checks and passes in memory, build nothing and write nothing."""
-    passes, targets = _instantiate(recipe)
-    _check_requirements(recipe, passes, targets, is_planned=options.lock is not None)
-    prepared = _prepare(request, recipe, passes, targets, options)
-    done = _run_passes(prepared, replace(options, cache=None))
+    stages, targets = _instantiate(recipe)
+    _check_requirements(recipe, stages, targets, is_planned=options.lock is not None)
+    prepared = _prepare(request, recipe, stages, targets, options)
+    done = _run_passes(prepared, replace(options, cache=None), None)
     return DryRun(plans={entry.step_id: entry.plan for entry in done.plans}, reports=done.reports)
 
 
 # --- before the first pass ------------------------------------------------------------------------------------
 
 
-def _instantiate(recipe: Recipe) -> tuple[tuple[Pass[Any, Any], ...], tuple[Target[Any], ...]]:
-    passes = tuple(find_pass(step.name)(step.config, pass_id=step.step_id) for step in recipe.steps)
-    targets = tuple(find_target(step.name)(step.config) for step in recipe.targets)
-    return passes, targets
+def _instantiate(recipe: Recipe) -> tuple[tuple[Stage, ...], tuple[Target[Any], ...]]:
+    return make_stages(recipe), tuple(find_target(step.name)(step.config) for step in recipe.targets)
 
 
 def _check_requirements(
-    recipe: Recipe, passes: Sequence[Pass[Any, Any]], targets: Sequence[Target[Any]], *, is_planned: bool
+    recipe: Recipe, stages: Sequence[Stage], targets: Sequence[Target[Any]], *, is_planned: bool
 ) -> None:
     """What can be refused without opening anything. Passes whose plans are given need no data."""
     check_requirements(
-        passes,
+        passes_of(stages),
         has_calibration=recipe.data.calibration is not None or is_planned,
         has_evaluator=recipe.data.eval is not None or is_planned,
+        untimed_reason="" if is_planned else _untimed_reason(recipe, targets),
     )
+    judged = [step.step_id for step in recipe.steps if isinstance(step, Repeat) and step.score_drop is not None]
+    if judged and recipe.data.eval is None and not is_planned:
+        raise PreconditionError(
+            f"The limit 'score_drop' of '{judged[0]}' needs an evaluator, but the run has none.",
+            "Give `--eval PATH` (labelled images or .npz) or `--eval module:function`, or drop the limit.",
+        )
     if recipe.budget.score_drop is not None and (recipe.data.eval is None or not recipe.measure.score):
         raise PreconditionError(
             "The budget 'score_drop' needs an evaluator, but the run has none.",
@@ -234,6 +230,14 @@ def _check_requirements(
         )
 
 
+def _untimed_reason(recipe: Recipe, targets: Sequence[Target[Any]]) -> str:
+    """Why timings of this machine don't count in this run, or ""."""
+    elsewhere = [target.name for target in targets if not target.is_host]
+    if elsewhere:
+        return f"this machine ({host_summary()['instruction_set']}) is not the target {quoted_list(elsewhere)}"
+    return "" if recipe.measure.latency else "nothing is measured in this run ('measure.latency' is off)"
+
+
 def _check_not_the_source(request: SourceRequest, recipe: Recipe, out: Path) -> None:
     if not isinstance(request.source, str | Path) or not Path(request.source).exists():
         return
@@ -249,7 +253,7 @@ def _check_not_the_source(request: SourceRequest, recipe: Recipe, out: Path) -> 
 def _prepare(
     request: SourceRequest,
     recipe: Recipe,
-    passes: tuple[Pass[Any, Any], ...],
+    stages: tuple[Stage, ...],
     targets: tuple[Target[Any], ...],
     options: PipelineOptions,
 ) -> _Prepared:
@@ -270,9 +274,13 @@ def _prepare(
             recipe.data.eval, inputs=inputs, preprocess=recipe.preprocess, limit=recipe.data.eval_samples
         )
     state = ModelState(model=converted.model)
-    will_quantize = any(pass_.produces_quantization for pass_ in passes)
-    for pass_ in passes:
-        pass_.check(state)
+    will_quantize = any(pass_.produces_quantization for pass_ in passes_of(stages))
+    for stage in stages:
+        # What can be seen from the source is the same each time around.
+        for pass_ in stage.iterations[0] if isinstance(stage, RepeatedStage) else (stage,):
+            pass_.check(state)
+            if options.lock is None:
+                pass_.check_files(state)
     for target in targets:
         target.check(state, will_quantize=will_quantize)
     warnings = tuple(w for w in (overlap_warning(calibration, evaluator), _version_warning(options.lock)) if w)
@@ -285,7 +293,7 @@ def _prepare(
     )
     return _Prepared(
         recipe=recipe,
-        passes=passes,
+        stages=stages,
         targets=targets,
         converted=converted,
         source_hash=source_hash,
@@ -324,85 +332,39 @@ def _open_calibration(recipe: Recipe, inputs: Sequence[TensorSpec]) -> Calibrati
 # --- passes ---------------------------------------------------------------------------------------------------
 
 
-def _run_passes(prepared: _Prepared, options: PipelineOptions) -> _PassesResult:
-    cache = PassCache(options.cache, source_hash=prepared.source_hash) if options.cache is not None else None
-    state = ModelState(model=prepared.converted.model)
-    key = chain_key(
-        prepared.source_hash,
-        versions=runtime_versions(),
-        custom_op_libraries=[file_hash(path) for path in prepared.context.custom_op_libraries],
+def _run_passes(prepared: _Prepared, options: PipelineOptions, source_score: Score | None) -> PassesResult:
+    evaluator = prepared.evaluator
+    is_judged = any(isinstance(step, Repeat) and step.score_drop is not None for step in prepared.recipe.steps)
+    if source_score is None and evaluator is not None and is_judged and options.lock is None:
+        options.progress.note("source: scoring")
+        source_score = evaluator.evaluate(prepared.runner)
+    execution = Execution(
+        context=prepared.context,
+        start_key=chain_key(
+            prepared.source_hash,
+            versions=runtime_versions(),
+            custom_op_libraries=[file_hash(path) for path in prepared.context.custom_op_libraries],
+        ),
+        cache=PassCache(options.cache, source_hash=prepared.source_hash) if options.cache is not None else None,
+        lock=options.lock,
+        source_score=source_score,
+        threads=prepared.recipe.measure.threads,
     )
-    model_key: str | None = None
-    reports: list[PassReport] = []
-    plans: list[PlannedPass] = []
-    keys: list[str] = []
-    for number, pass_ in enumerate(prepared.passes, start=1):
-        given_plan = options.lock.plan_of(pass_.pass_id) if options.lock is not None else None
-        key = chain_key(key, **_pass_identity(pass_, prepared, given_plan))
-        keys.append(key)
-        # What an evaluator's code returns can't be told from its name: such a pass is always run.
-        is_repeatable = Requirement.EVALUATOR not in pass_.requirements or given_plan is not None
-        found = None
-        if cache is not None and is_repeatable:
-            found = cache.get(key, before=state, before_model_key=model_key)
-        if found is not None:
-            options.progress.note(f"[{number}/{len(prepared.passes)}] {pass_.pass_id}: taken from the cache")
-            state, report, plan, model_key = found.state, found.report, found.plan, found.model_key
-        else:
-            options.progress.note(f"[{number}/{len(prepared.passes)}] {pass_.pass_id}: {pass_.summary}")
-            decided = plan_from_json(pass_, given_plan) if given_plan is not None else None
-            outcome = run_pass(pass_, state, prepared.context, plan=decided)
-            report, plan = outcome.report, plan_to_json(pass_, outcome.plan)
-            if cache is not None:
-                stored = cache.put(
-                    key, before=state, before_model_key=model_key, state=outcome.state, report=report, plan=plan
-                )
-                model_key = stored.model_key
-            state = outcome.state
-            if not is_repeatable:
-                key = chain_key(key, result=content_hash(state.model))
-        _log(report)
-        reports.append(report)
-        plans.append(PlannedPass(step_id=pass_.pass_id, name=pass_.name, plan=plan))
-    if cache is not None:
-        cache.keep_only(keys)
-    return _PassesResult(state=state, reports=tuple(reports), plans=tuple(plans))
-
-
-def _log(report: PassReport) -> None:
-    logger.info("%s: %s", report.pass_id, report.summary)
-    for note in report.notes:
-        logger.info("%s: %s", report.pass_id, note)
-    for change in report.changes:
-        logger.debug("%s: %s: %s %s", report.pass_id, change.where, change.what, dict(change.figures))
-    for skip in report.skips:
-        logger.debug("%s: %s: left alone, %s", report.pass_id, skip.where, skip.reason)
-
-
-def _pass_identity(pass_: Pass[Any, Any], prepared: _Prepared, given_plan: JsonValue | None) -> JsonObject:
-    """Everything besides the model that a pass's result depends on."""
-    identity: JsonObject = {
-        "pass": pass_.name,
-        "from": plugin_version("pass", pass_.name),
-        "config": pass_.config.model_dump(mode="json"),
-        "seed": prepared.recipe.seed,
-        "plan": given_plan,
-    }
-    if pass_.uses_calibration and prepared.calibration is not None and given_plan is None:
-        identity["calibration"] = prepared.calibration.content_hash
-    return identity
+    return run_stages(prepared.stages, ModelState(model=prepared.converted.model), execution)
 
 
 # --- artifacts and figures ------------------------------------------------------------------------------------
 
 
-def _build(prepared: _Prepared, state: ModelState, staging: Path, options: PipelineOptions) -> tuple[Artifact, ...]:
-    recipe = prepared.recipe
+def _build(prepared: _Prepared, done: PassesResult, staging: Path, options: PipelineOptions) -> tuple[Artifact, ...]:
+    recipe, state = prepared.recipe, done.state
     placements: Mapping[str, Placement] = placements_for(options.lock, recipe) if options.lock is not None else {}
     provenance: JsonObject = {
         "source_hash": prepared.source_hash,
         "preprocess": recipe.preprocess.model_dump(mode="json"),
-        "passes": [{"id": step.step_id, **step.config.model_dump(mode="json")} for step in recipe.steps],
+        "passes": [
+            {"id": report.pass_id, **portable_settings(report.pass_name, report.config)} for report in done.reports
+        ],
         "seed": recipe.seed,
         "versions": runtime_versions(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["bytes_text", "change_text", "count_text", "factor_text", "ms_text"]
+__all__ = ["bytes_text", "change_text", "count_text", "factor_text", "ms_text", "part_text"]
 
 
 def count_text(count: float) -> str:
@@ -43,3 +43,15 @@ def change_text(before: float, after: float) -> str:
         return ""
     percent = 100 * (after - before) / before
     return "same" if abs(percent) < 0.05 else f"{percent:+.1f} %"
+
+
+def part_text(part: float, whole: float) -> str:
+    """'41 %', '2.3 %', '< 0.1 %', '> 99.9 %' or 'none'."""
+    percent = 100 * part / whole if whole else 0.0
+    if percent == 0:
+        return "none"
+    if percent < 0.1:
+        return "< 0.1 %"
+    if 99.9 < percent < 100:
+        return "> 99.9 %"
+    return f"{percent:.1f} %" if percent < 10 or 99 < percent < 100 else f"{percent:.0f} %"

@@ -13,7 +13,8 @@ from onnxprune.contracts import CanonicalModel, ModelFigures
 from onnxprune.evaluate.figures import model_figures
 from onnxprune.graph.metadata import module_path
 from onnxprune.ops.macs import count_macs_per_sample
-from onnxprune.passes.prune import ChannelSummary, summarize_channels
+from onnxprune.passes.prune import ChannelSummary, analyze_channels, channel_reach, summarize_channels
+from onnxprune.report.channels import print_channels
 from onnxprune.report.figures import bytes_text, count_text
 
 __all__ = ["Inspection", "LayerRow", "inspect_model", "print_inspection"]
@@ -34,7 +35,10 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """A model's inputs, outputs, figures and layers; `channels` is None unless asked for."""
+    """A model's inputs, outputs, figures and layers; `channels` and `unlabelled_parameters` are None unless asked for.
+
+    `unlabelled_parameters` are those of weights that no channel rule says anything about.
+    """
 
     opset: int
     inputs: tuple[str, ...]
@@ -42,6 +46,7 @@ class Inspection:
     figures: ModelFigures
     layers: tuple[LayerRow, ...]
     channels: tuple[ChannelSummary, ...] | None
+    unlabelled_parameters: int | None
 
 
 def inspect_model(model: CanonicalModel, *, with_channels: bool) -> Inspection:
@@ -66,18 +71,23 @@ def inspect_model(model: CanonicalModel, *, with_channels: bool) -> Inspection:
                 macs=macs.per_node.get(node.name or ""),
             )
         )
+    classes = analyze_channels(model) if with_channels else None
+    reach = None if classes is None else channel_reach(model, classes)
     return Inspection(
         opset=model.opset_imports.get("", 0),
         inputs=tuple(f"{value.name}: {value.dtype} {value.shape}" for value in model.graph.inputs),
         outputs=tuple(f"{value.name}: {value.dtype} {value.shape}" for value in model.graph.outputs),
         figures=model_figures(model),
         layers=tuple(layers),
-        channels=summarize_channels(model) if with_channels else None,
+        channels=None if reach is None or classes is None else summarize_channels(classes, reach),
+        unlabelled_parameters=None if reach is None else reach.unlabelled,
     )
 
 
-def print_inspection(inspection: Inspection, *, limit: int | None, console: Console | None = None) -> None:
-    """Print the inspection; at most `limit` layers and classes, those with the most MACs or parameters."""
+def print_inspection(
+    inspection: Inspection, *, max_layers: int | None, max_groups: int | None, console: Console | None = None
+) -> None:
+    """Print the inspection with the layers that have the most MACs, and the groups that have the most parameters."""
     console = console or Console()
     figures = inspection.figures
     for direction, values in (("input", inspection.inputs), ("output", inspection.outputs)):
@@ -93,11 +103,17 @@ def print_inspection(inspection: Inspection, *, limit: int | None, console: Cons
     if figures.nonzero_parameters < figures.parameters and figures.sparse_bytes:
         sparse = ", ".join(f"{name} {bytes_text(size)}" for name, size in figures.sparse_bytes.items())
         console.print(Text(f"weights as sparse storage: {sparse} (dense {bytes_text(figures.weight_bytes)})\n"))
-    _print_layers(console, inspection.layers, limit)
+    _print_layers(console, inspection.layers, max_layers)
     if figures.uncounted_ops:
         console.print(Text(f"MACs not counted: {', '.join(figures.uncounted_ops)}.", style="dim"))
     if inspection.channels is not None:
-        _print_channels(console, inspection.channels, limit)
+        print_channels(
+            console,
+            inspection.channels,
+            parameters=figures.parameters,
+            unlabelled_parameters=inspection.unlabelled_parameters or 0,
+            limit=max_groups,
+        )
 
 
 def _print_layers(console: Console, layers: Sequence[LayerRow], limit: int | None) -> None:
@@ -125,28 +141,3 @@ def _print_layers(console: Console, layers: Sequence[LayerRow], limit: int | Non
     console.print(table)
     if len(shown) < len(layers):
         console.print(Text(f"and {len(layers) - len(shown)} smaller layers (--all shows them)", style="dim"))
-
-
-def _print_channels(console: Console, channels: Sequence[ChannelSummary], limit: int | None) -> None:
-    free = [row for row in channels if row.frozen_reason is None]
-    frozen = [row for row in channels if row.frozen_reason is not None]
-    console.print(
-        Text(
-            f"\nChannels that can be removed: {sum(row.num_channels for row in free)} in {len(free)} groups",
-            style="bold",
-        )
-    )
-    for row in free[:limit]:
-        console.print(
-            Text(
-                f"  {row.num_channels:5} channels  {', '.join(row.layers[:4])}"
-                + (f" and {len(row.layers) - 4} more" if len(row.layers) > 4 else "")
-            )
-        )
-    if frozen:
-        console.print(
-            Text(f"\nFrozen: {sum(row.num_channels for row in frozen)} channels in {len(frozen)} groups", style="bold")
-        )
-    for row in frozen[:limit]:
-        layers = ", ".join(row.layers[:3]) + (f" and {len(row.layers) - 3} more" if len(row.layers) > 3 else "")
-        console.print(Text(f"  {row.num_channels:5} channels  {layers}: {row.frozen_reason}", style="dim"))

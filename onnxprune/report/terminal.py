@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,12 +12,15 @@ from rich.text import Text
 from onnxprune.contracts import Measurements, PassReport, RunReport, Score
 from onnxprune.convert.report import ConversionReport
 from onnxprune.pipeline.run import DryRun
-from onnxprune.report.figures import bytes_text, change_text, count_text, factor_text, ms_text
+from onnxprune.recipe import ITERATION_MARK
+from onnxprune.report.channels import Held, Reason, describe_reason, group_reasons
+from onnxprune.report.figures import bytes_text, change_text, count_text, factor_text, ms_text, part_text
 from onnxprune.report.json import to_json_text
 
 __all__ = ["print_conversion", "print_dry_run", "print_report"]
 
 REASONS_SHOWN = 5
+CHANGES_SHOWN = 15
 
 
 def print_report(report: RunReport, *, out: Path, console: Console | None = None) -> None:
@@ -35,11 +37,19 @@ def print_report(report: RunReport, *, out: Path, console: Console | None = None
     console.print(Text(f"      {out / 'report.json'}, {out / 'plan.lock.json'}", style="dim"), soft_wrap=True)
 
 
-def print_dry_run(dry: DryRun, *, console: Console | None = None) -> None:
-    """Print what a run would do: each pass's line, what it would leave, and its plan as JSON."""
+def print_dry_run(dry: DryRun, *, with_plans: bool, console: Console | None = None) -> None:
+    """Print what a run would do: each pass's line, its changes, what it would leave and why.
+
+    `with_plans` prints every change, and the plans as JSON.
+    """
     console = console or Console()
     _print_passes(console, dry.reports)
+    for report in dry.reports:
+        _print_changes(console, report, limit=None if with_plans else CHANGES_SHOWN)
     _print_skips(console, dry.reports, limit=None)
+    if not with_plans:
+        console.print(Text("\n-v prints every change and the plans, --json all of it as JSON.", style="dim"))
+        return
     for step_id, plan in dry.plans.items():
         console.print(Text(f"\nPlan of {step_id}", style="bold"))
         console.print_json(to_json_text(plan))
@@ -201,18 +211,52 @@ def _first_sentence(text: str) -> str:
     return head + "." if stop else text
 
 
+def _print_changes(console: Console, report: PassReport, *, limit: int | None) -> None:
+    if not report.changes:
+        return
+    console.print(Text(f"Changed by {report.pass_id}", style="bold"))
+    for change in report.changes[:limit]:
+        figures = ", ".join(f"{name} {value:g}" for name, value in change.figures.items())
+        console.print(Text.assemble(f"  {change.where}: {change.what}", (f"  {figures}", "dim")))
+    if limit is not None and len(report.changes) > limit:
+        console.print(Text(f"  and {len(report.changes) - limit} more", style="dim"))
+
+
 def _print_skips(console: Console, reports: Iterable[PassReport], *, limit: int | None = REASONS_SHOWN) -> None:
-    for report in reports:
-        reasons = Counter(skip.reason for skip in report.skips)
+    # Of a pass in a block, what the last time around still left alone says it all.
+    last = {report.pass_id.partition(ITERATION_MARK)[0]: report for report in reports}
+    for report in last.values():
+        reasons = group_reasons(
+            Held(
+                where=_first(skip.where),
+                reason=skip.reason,
+                channels=int(skip.figures.get("channels", 0)),
+                unreachable=int(skip.figures.get("parameters", 0)),
+            )
+            for skip in report.skips
+        )
         if not reasons:
             continue
         console.print(Text(f"\nLeft alone by {report.pass_id}", style="bold"))
-        for reason, count in reasons.most_common(limit):
-            example = next(skip.where for skip in report.skips if skip.reason == reason)
-            more = f" and {count - 1} more" if count > 1 else ""
-            console.print(Text(f"  {example}{more}: {reason}", style="dim"))
+        for reason in reasons[:limit]:
+            held = _held_back(reason, report.figures.get("parameters_before", 0))
+            console.print(Text.assemble("  ", (held, "bold"), describe_reason(reason)))
         if limit is not None and len(reasons) > limit:
             console.print(Text(f"  and {len(reasons) - limit} further reasons (see report.json)", style="dim"))
+
+
+def _first(where: str) -> str:
+    """Of many layers the first, and how many more there are."""
+    first, *others = where.split(", ")
+    return f"{first} and {len(others)} further layers" if others else first
+
+
+def _held_back(reason: Reason, parameters: float) -> str:
+    """'1000 channels, 4.2 % of the parameters: ', or "" where only the places are known."""
+    parts = [f"{reason.channels} channels"] if reason.channels else []
+    if reason.unreachable and parameters:
+        parts.append(f"{part_text(reason.unreachable, parameters)} of the parameters")
+    return f"{', '.join(parts)}: " if parts else ""
 
 
 def _print_budgets(console: Console, report: RunReport) -> None:

@@ -251,14 +251,22 @@ def test_a_source_name_that_no_disk_takes_is_refused(onnxprune_command: Command,
     assert result.code in (2, 3), result.stderr
 
 
-def test_a_dry_run_prints_the_plans_and_writes_nothing(
+def test_a_dry_run_prints_changes_and_reasons_and_writes_nothing(
     onnxprune_command: Command, classifier: Any, tmp_path: Path
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
     result = onnxprune_command(*run_arguments(classifier, tmp_path / "out", "--dry-run"))
     assert result.code == 0, result.stderr
-    assert "Plan of prune" in result.stdout
+    assert "conv3: Conv narrowed  channels_before 64, channels_after 48" in result.stdout
+    assert "reaches the model's output 'scores'" in " ".join(result.stdout.split())
+    assert "Plan of prune" not in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_verbose_dry_run_prints_the_plans(onnxprune_command: Command, classifier: Any, tmp_path: Path) -> None:
+    result = onnxprune_command(*run_arguments(classifier, tmp_path / "out", "--dry-run", "-v"))
+    assert "Plan of prune" in result.stdout
+    assert '"weight": "conv1.weight"' in result.stdout
 
 
 def test_a_missed_budget_ends_with_8_and_keeps_the_artifact(

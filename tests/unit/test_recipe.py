@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from onnxprune.errors import UsageError
-from onnxprune.recipe import decode_recipe, overlay, read_recipe_file, recipe_to_json
+from onnxprune.recipe import (
+    Repeat,
+    Step,
+    decode_recipe,
+    decode_step,
+    overlay,
+    overlay_pruning,
+    read_recipe_file,
+    recipe_to_json,
+)
 
 
 def test_a_pass_can_be_a_name_or_a_table() -> None:
@@ -52,12 +61,95 @@ def test_a_recipe_written_out_reads_back_equal() -> None:
         ({"passes": [{"name": "simplify", "id": 3}]}, "passes[0]: 'id' must be a name, got 3"),
         ({"measure": {"threads": 0}}, "'threads' for section 'measure'"),
         ({"data": {"calibraton": "x"}}, "unknown key 'calibraton'"),
+        ({"passes": [{"name": "repeat", "times": 2}]}, "passes[0]: 'repeat' needs 'passes'."),
+        ({"passes": [{"name": "repeat", "passes": ["prune"]}]}, "passes[0]: 'repeat' needs 'times'."),
+        ({"passes": [{"name": "repeat", "times": 0, "passes": ["prune"]}]}, "greater than or equal to 1, got 0"),
+        ({"passes": [{"name": "repeat", "times": 2, "passes": []}]}, "passes[0]: 'passes' for 'repeat' is empty"),
+        ({"passes": [{"name": "repeat", "times": 2, "passes": "prune"}]}, "'passes[0].passes' must be a list"),
+        (
+            {"passes": [{"name": "repeat", "times": 2, "pases": ["prune"]}]},
+            "unknown key 'pases' for 'repeat'. Did you mean 'passes'? Known keys: passes, times, schedule, score_drop.",
+        ),
+        (
+            {"passes": ["simplify", {"name": "repeat", "times": 2, "passes": [{"name": "prune", "ratoi": 0.5}]}]},
+            "passes[1].passes[0]: unknown key 'ratoi' for pass 'prune'. Did you mean 'ratio'?",
+        ),
+        (
+            {"passes": [{"name": "repeat", "times": 2, "passes": [{"name": "repeat", "times": 2, "passes": []}]}]},
+            "passes[0].passes[0]: a 'repeat' inside a 'repeat' is not possible",
+        ),
+        (
+            {"passes": [{"name": "repeat", "times": 2, "score_drop": -1, "passes": ["prune"]}]},
+            "'score_drop' for 'repeat'",
+        ),
+        ({"passes": [{"name": "prune", "id": "prune@2"}]}, "passes[0]: the id 'prune@2' holds '@'"),
+        (
+            {"passes": ["prune", {"name": "repeat", "times": 2, "passes": [{"name": "prune", "id": "prune"}]}]},
+            "two passes have the id 'prune'",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tables: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError) as caught:
         decode_recipe(tables, origin="edge.toml")
     assert says in str(caught.value)
+
+
+REPEATED: dict[str, Any] = {
+    "passes": [
+        "simplify",
+        {
+            "name": "repeat",
+            "times": 4,
+            "schedule": "geometric",
+            "passes": [{"name": "prune", "ratio": 0.5}, "simplify"],
+        },
+        "prune",
+    ]
+}
+
+
+def test_a_block_holds_its_passes_and_ids_count_through_all_of_them() -> None:
+    first, block, last = decode_recipe(REPEATED).steps
+    assert isinstance(first, Step)
+    assert isinstance(block, Repeat)
+    assert isinstance(last, Step)
+    assert (block.step_id, block.times, block.schedule, block.score_drop) == ("repeat", 4, "geometric", None)
+    assert [first.step_id, *(step.step_id for step in block.steps), last.step_id] == [
+        "simplify",
+        "prune",
+        "simplify#2",
+        "prune#2",
+    ]
+    assert block.steps[0].config.model_dump()["ratio"] == 0.5
+
+
+def test_a_block_written_out_reads_back_equal() -> None:
+    recipe = decode_recipe(REPEATED)
+    assert decode_recipe(recipe_to_json(recipe)) == recipe
+
+
+def test_settings_reach_a_block_and_the_passes_in_it() -> None:
+    merged = overlay(REPEATED, settings=["repeat.times=7", "prune.ratio=0.3", "prune#2.ratio=0.1"])
+    _, block, last = decode_recipe(merged).steps
+    assert isinstance(block, Repeat)
+    assert isinstance(last, Step)
+    assert block.times == 7
+    assert [step.config.model_dump().get("ratio") for step in (*block.steps, last)] == [0.3, None, 0.1]
+    assert REPEATED["passes"][1]["times"] == 4
+    assert REPEATED["passes"][1]["passes"][0]["ratio"] == 0.5
+
+
+def test_passes_on_the_command_line_choose_a_block_as_a_whole() -> None:
+    (block,) = decode_recipe(overlay(REPEATED, passes=["repeat"])).steps
+    assert isinstance(block, Repeat)
+    assert [step.step_id for step in block.steps] == ["prune", "simplify#2"]
+
+
+def test_a_step_without_a_recipe_is_checked_like_one_in_it() -> None:
+    assert decode_step("prune", {"ratio": 0.5}).config.model_dump()["ratio"] == 0.5
+    with pytest.raises(UsageError, match="Pass 'prune': unknown key 'ratoi'"):
+        decode_step("prune", {"ratoi": 0.5})
 
 
 def test_settings_reach_passes_targets_and_sections() -> None:
@@ -138,3 +230,35 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes) -> N
     recipe.write_bytes(content)
     with pytest.raises(UsageError, match="is not valid TOML"):
         read_recipe_file(recipe)
+
+
+# --- options for pruning --------------------------------------------------------------------------------------
+
+
+def test_a_time_on_the_command_line_takes_the_place_of_the_targets_of_the_recipe() -> None:
+    tables = {"passes": [{"name": "prune", "ratio": 0.3, "ranking": "global"}, "quant"]}
+    merged = overlay_pruning(tables, latency_ratio=0.5, verify=True)
+    prune = merged["passes"][0]
+    assert prune == {"name": "prune", "id": "prune", "ranking": "global", "latency_ratio": 0.5, "verify_oracle": True}
+    assert tables["passes"][0] == {"name": "prune", "ratio": 0.3, "ranking": "global"}
+
+
+def test_every_pruning_pass_is_verified_those_inside_blocks_too() -> None:
+    tables = {
+        "passes": [{"name": "prune", "ratio": 0.1}, {"name": "repeat", "times": 2, "passes": [{"name": "prune"}]}]
+    }
+    merged = overlay_pruning(tables, latency_ratio=None, verify=True)
+    block = merged["passes"][1]
+    assert merged["passes"][0]["verify_oracle"] is True
+    assert block["passes"][0]["verify_oracle"] is True
+
+
+@pytest.mark.parametrize(("latency_ratio", "option"), [(0.5, "--latency-ratio"), (None, "--verify-pruning")])
+def test_options_for_pruning_without_such_a_pass_are_refused(latency_ratio: float | None, option: str) -> None:
+    with pytest.raises(UsageError, match=f"'{option}' is for the pass 'prune', and the run has 'simplify'"):
+        overlay_pruning({"passes": ["simplify"]}, latency_ratio=latency_ratio, verify=True)
+
+
+def test_a_time_for_one_of_two_pruning_passes_is_refused_with_the_way_to_say_which() -> None:
+    with pytest.raises(UsageError, match=r"--set 'prune#2.latency_ratio=0.5'"):
+        overlay_pruning({"passes": ["prune", "prune"]}, latency_ratio=0.5, verify=False)

@@ -130,8 +130,30 @@ def test_passes_notes_warnings_findings_and_skips_are_all_there() -> None:
     assert "warning: something to know" in text
     assert "ort-mobile, NNAPI: Runs well." in text
     assert "And much more" not in text
-    assert "conv9 and 1 more: reaches an output" in text
+    assert "reaches an output  (conv9 and 1 more)" in text
     assert "Wrote out/ort-mobile/m.ort" in text
+
+
+def test_reasons_that_differ_in_names_only_are_one_and_those_that_keep_most_parameters_come_first() -> None:
+    frozen = {"channels": 8.0, "parameters": 250_000.0}
+    skips = (
+        Skip(where="a", reason="skip = 'a'"),
+        Skip(where="b, c", reason="frozen: is a setting of 'grid1' (GridSample)", figures=frozen),
+        Skip(where="d", reason="frozen: is a setting of 'grid2' (GridSample)", figures=frozen),
+    )
+    pruned = replace(REPORT.passes[0], skips=skips, figures={"parameters_before": 1_000_000.0})
+    lines = printed(replace(REPORT, passes=(pruned,))).splitlines()
+    start = lines.index("Left alone by prune")
+    assert lines[start + 1].startswith(
+        "  16 channels, 50 % of the parameters: frozen: is a setting of 'grid1' (GridSample)"
+    )
+    assert lines[start + 1 : start + 4][-1] == "  skip = 'a'  (a)"
+
+
+def test_of_a_repeated_pass_only_the_last_iteration_says_what_it_left_alone() -> None:
+    reports = tuple(replace(REPORT.passes[0], pass_id=f"prune@{number}") for number in (1, 2, 3))
+    text = printed(replace(REPORT, passes=reports))
+    assert [line for line in text.splitlines() if line.startswith("Left alone")] == ["Left alone by prune@3"]
 
 
 def test_a_missed_budget_stands_out() -> None:
