@@ -147,7 +147,7 @@ def prepare_job(
         sections["measure"] = {"latency": False, "load": False, "fidelity": False, "score": False}
     merged = overlay(tables, passes=passes, targets=targets, settings=settings, sections=sections)
     if latency_ratio is not None or verify_pruning:
-        merged = overlay_pruning(merged, latency_ratio=latency_ratio, verify=verify_pruning)
+        merged = overlay_pruning(merged, latency_ratio=latency_ratio, verify=verify_pruning, settings=settings)
     folder = out if out is not None else Path("out") / default_name(request.source)
     return Job(
         request=request,

@@ -262,16 +262,19 @@ def overlay(
     return merged
 
 
-def overlay_pruning(tables: Mapping[str, Any], *, latency_ratio: float | None, verify: bool) -> JsonObject:
+def overlay_pruning(
+    tables: Mapping[str, Any], *, latency_ratio: float | None, verify: bool, settings: Iterable[str] = ()
+) -> JsonObject:
     """Lay the command line's options for filter pruning over recipe tables.
 
     Args:
         tables: A recipe's tables.
         latency_ratio: The target of the one pass `prune`, in place of the target that it has.
         verify: Hold what every pass `prune` makes against the masked original.
+        settings: What `overlay` was given beside it ("prune.ratio=0.5").
 
     Raises:
-        UsageError: There is no pass `prune`, or several where one is meant.
+        UsageError: There is no pass `prune`, or several where one is meant; or `settings` give it another target.
     """
     from onnxprune.passes.prune.config import TargetName
 
@@ -292,6 +295,8 @@ def overlay_pruning(tables: Mapping[str, Any], *, latency_ratio: float | None, v
                 f"Write: --set '{own[-1]['id']}.latency_ratio={latency_ratio:g}'.",
             )
         for name in get_args(TargetName):
+            if any(setting.split("=")[0].strip() == f"{own[0]['id']}.{name}" for setting in settings):
+                raise UsageError(f"Give one target of '{own[0]['id']}', not '--latency-ratio' and '{name}'.")
             own[0].pop(name, None)
         own[0]["latency_ratio"] = latency_ratio
     for entry in own if verify else ():

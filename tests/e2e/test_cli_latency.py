@@ -48,8 +48,9 @@ def test_widths_chosen_by_time_stand_in_the_plan_and_are_repeated_without_timing
         ),
         (("--passes", "simplify"), "'--latency-ratio' is for the pass 'prune'"),
         (("--passes", "prune", "--set", "prune.channel_multiple=8"), "leave channel_multiple alone"),
+        (("--passes", "prune", "--set", "prune.ratio=0.5"), "not '--latency-ratio' and 'ratio'"),
     ],
-    ids=["no-measure", "another-machine", "no-prune", "multiple"],
+    ids=["no-measure", "another-machine", "no-prune", "multiple", "two-targets"],
 )
 def test_a_time_that_can_not_be_measured_is_refused_before_anything_is_opened(
     onnxprune_command: Command, tmp_path: Path, options: tuple[str, ...], message: str

@@ -177,6 +177,8 @@ def _freedom(
     positions = dict.fromkeys(connected.tolist(), 0)
     classes: dict[int, list[LabelArray]] = {group: [] for group in positions}
     for labels in axes:
+        if not len(labels):
+            continue
         groups = group_of_label[before.find(labels)]
         if (groups < 0).all():
             continue
@@ -273,4 +275,4 @@ def _settle(space: LabelSpace, grid: Grid, carrier: int | None) -> None:
     space.join(grid.flat, np.ascontiguousarray(over_grid).reshape(-1))
     for axis, side in enumerate(grid.sides):
         if axis != carrier and side is not None:
-            space.freeze(side, f"is the side of a grid of {size} in {grid.where} that is cut along its other side")
+            space.freeze(side, f"keeps its length: the grid of {size} in {grid.where} is cut along its other side")

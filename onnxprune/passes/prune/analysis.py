@@ -159,6 +159,8 @@ def _places(labelling: Labelling, class_of_label: LabelArray) -> list[_Place]:
     places = []
     for weight, axes in labelling.weights.items():
         for axis, labels in axes.items():
+            if not len(labels):
+                continue  # an empty tensor has no channels
             uses = [use for use in labelling.weight_uses[weight] if use.axis == axis]
             roles = [use.role for use in uses]
             role = next((role for role in (Role.FILTER, Role.INPUT) if role in roles), Role.PARAMETER)
@@ -251,7 +253,7 @@ def _widths(labelling: Labelling, class_of_label: LabelArray) -> tuple[LayerWidt
     for weight, axes in labelling.weights.items():
         for axis, labels in axes.items():
             for use in labelling.weight_uses[weight]:
-                if use.axis != axis or use.role is not Role.FILTER:
+                if use.axis != axis or use.role is not Role.FILTER or not len(labels):
                     continue
                 width = LayerWidth(
                     layer=use.node.name or "",
@@ -273,7 +275,7 @@ def _inner_axes(
     found = []
     for axes in labelling.values.values():
         for labels in axes:
-            if labels is None or id(labels) in seen_arrays:
+            if labels is None or not len(labels) or id(labels) in seen_arrays:
                 continue
             seen_arrays.add(id(labels))
             # What counts is which classes are there, not how often each of them is.

@@ -93,7 +93,10 @@ def _checked(result: object, slices: ChannelSlices, spec: str) -> Scores:
         PluginError: It is something else.
     """
     try:
-        scores = np.asarray(result, dtype=np.float64)
+        given = np.asarray(result)
+        if np.iscomplexobj(given):
+            raise _wrong(spec, slices, "gave complex numbers, which have no order")
+        scores = given.astype(np.float64)
     except (TypeError, ValueError) as error:
         raise _wrong(spec, slices, f"gave a '{type(result).__name__}', not an array of numbers") from error
     if scores.ndim == 0:

@@ -24,6 +24,8 @@ _MACS_PART_OF_PARAMETERS = 0.2
 # ONNX Runtime's blocked convolution kernels take channels 8 (AVX2) or 16 (AVX-512) at a time, and only such widths:
 # FastestDet with 30 % of its channels gone ran 1.17x slower at odd widths, and 1.15x faster at multiples of 8.
 _KERNEL_BLOCK = 8
+# A measured latency ratio this far from the target is said to miss it.
+_MISSED_LATENCY = 0.05
 
 
 def pruning_report(
@@ -155,6 +157,16 @@ def _notes(
             f"Measured on the machine that decided, the pruned model takes {plan.latency_ratio_measured:.3g} of the "
             f"original's time (predicted from its layers: {plan.latency_ratio_predicted:.3g}, asked for: "
             f"{plan.target_ratio:.3g})."
+        )
+        if abs(plan.latency_ratio_measured - plan.target_ratio) > _MISSED_LATENCY:
+            yield (
+                "That misses the target: the widths that kernels take, and what can't be removed, leave no choice "
+                "nearer to it. Small models have few such widths; `macs_ratio` or `ratio` can be met more closely."
+            )
+    if not removed and not plan.groups and any(g.frozen_reason is None and g.slices for g in classes.groups):
+        yield (
+            "Channels that may go were all kept: fewer would leave layers below `min_channels` (by default the larger "
+            "of 8 and an eighth of a layer's width), off `channel_multiple`, or the ratio is less than one channel."
         )
     if not plan.reached:
         yield (

@@ -448,3 +448,30 @@ def test_the_oracle_puts_back_what_runs_but_computes_something_else(
 def test_a_wrong_configuration_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PruneConfig(**settings)
+
+
+def test_an_empty_tensor_beside_channels_is_no_obstacle(run_verified: RunVerified) -> None:
+    nodes = [
+        conv("x", "a", "h"),
+        helper.make_node("Concat", ["h", "nothing"], ["c"], name="join", axis=1),
+        conv("c", "b", "y"),
+    ]
+    weights = {"a": weight(16, 3, 1, 1), "b": weight(8, 16, 1, 1), "nothing": np.zeros((1, 0, 8, 8), np.float32)}
+    model = canonical(proto_of(nodes, inputs={"x": [1, 3, 8, 8]}, outputs={"y": None}, weights=weights))
+    pruned = run_verified(prune(ratio=0.5), model).state.model
+    assert widths(pruned)["a"] == (8, 3, 1, 1)
+
+
+def test_a_product_with_an_empty_weight_is_left_alone(run_verified: RunVerified) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="first"),
+        helper.make_node("MatMul", ["h", "b"], ["y"], name="second"),
+    ]
+    weights = {"a": weight(3, 16), "b": weight(16, 0)}
+    model = canonical(proto_of(nodes, inputs={"x": [1, 3]}, outputs={"y": None}, weights=weights))
+    assert widths(run_verified(prune(ratio=0.5), model).state.model)["a"] == (3, 8)
+
+
+def test_that_limits_keep_everything_is_said(run_verified: RunVerified) -> None:
+    (note,) = run_verified(prune(ratio=0.5), chain(4, 4, 2)).report.notes
+    assert note.startswith("Channels that may go were all kept")
