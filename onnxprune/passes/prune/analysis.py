@@ -75,8 +75,9 @@ class ChannelGroup:
 
     @property
     def num_channels(self) -> int:
-        """Positions on the anchor: filters, where it is a filter axis. A class may own several of them."""
-        return int(self.slices[0].positions.size) if self.slices else len(self.classes)
+        """Filters or units on the anchor, of which a class may own several; 0 where only constants are counted."""
+        anchor = self.anchor
+        return int(anchor.positions.size) if anchor is not None and anchor.role is Role.FILTER else 0
 
     def __len__(self) -> int:
         return len(self.classes)
