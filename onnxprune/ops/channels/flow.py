@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.weights import constant_array, replace_weight
 from onnxprune.ops.channels.elements import Dimension, Element, Elements, Literal, constant_elements
-from onnxprune.ops.channels.grids import Grid, distinct_slices
+from onnxprune.ops.channels.grids import Grid, distinct_slices, spread_along
 from onnxprune.ops.channels.labelling import (
     Contraction,
     Labelling,
@@ -412,11 +412,9 @@ class Flow:
 
     def _join_along(self, table: LabelArray, labels: LabelArray, axis: int) -> None:
         """Join what has one root already, so that later joins of either reach both."""
-        along = [1] * table.ndim
-        along[axis] = len(labels)
-        wide = np.broadcast_to(labels.reshape(along), table.shape)
-        if (table != wide).any():
-            self.join(np.ascontiguousarray(wide).reshape(-1), np.ascontiguousarray(table).reshape(-1))
+        elements, wide = table.reshape(-1), spread_along(labels, table.shape, axis)
+        if (elements != wide).any():
+            self.join(wide, elements)
 
     def macs_follow(self, *axes: LabelArray | None) -> None:
         """Say which labelled axes the node's MACs are proportional to."""

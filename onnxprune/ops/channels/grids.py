@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from onnxprune.ops.channels.labels import LabelArray, LabelSpace
 
-__all__ = ["MIN_UNITS", "ChannelPolicy", "Grid", "UnitChoice", "distinct_slices", "settle_grids"]
+__all__ = ["MIN_UNITS", "ChannelPolicy", "Grid", "UnitChoice", "distinct_slices", "settle_grids", "spread_along"]
 
 # With fewer heads than this, half of them is too coarse a step: the width of the heads is cut instead.
 MIN_UNITS = 4
@@ -100,6 +100,14 @@ def distinct_slices(table: LabelArray, axis: int) -> tuple[LabelArray, LabelArra
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return first[order].astype(np.int64), rank[index.reshape(-1)].astype(np.int64)
+
+
+def spread_along(labels: LabelArray, shape: Sequence[int], axis: int) -> LabelArray:
+    """The elements, row-major, of a table that has `labels` along `axis` and does not change along the others."""
+    along = [1] * len(shape)
+    along[axis] = len(labels)
+    wide: npt.NDArray[np.int64] = np.broadcast_to(labels.reshape(along), shape)
+    return np.ascontiguousarray(wide).reshape(-1)
 
 
 def settle_grids(space: LabelSpace, grids: Sequence[Grid], units: UnitChoice, axes: Sequence[LabelArray] = ()) -> None:
@@ -269,10 +277,7 @@ def _settle(space: LabelSpace, grid: Grid, carrier: int | None) -> None:
     chosen = grid.sides[carrier]
     if chosen is None:
         raise ValueError("A side of size 1 can't carry a removal.")
-    along = [1] * len(grid.shape)
-    along[carrier] = grid.shape[carrier]
-    over_grid: npt.NDArray[np.int64] = np.broadcast_to(chosen.reshape(along), grid.shape)
-    space.join(grid.flat, np.ascontiguousarray(over_grid).reshape(-1))
+    space.join(grid.flat, spread_along(chosen, grid.shape, carrier))
     for axis, side in enumerate(grid.sides):
         if axis != carrier and side is not None:
             space.freeze(side, f"keeps its length: the grid of {size} in {grid.where} is cut along its other side")

@@ -29,9 +29,6 @@ def _per_channel_normalization(flow: Flow) -> None:
     channels = flow.axis_labels(0, 1)
     if layout is None:
         return
-    produced = list(labels)
-    if flow.node.op_type == "InstanceNormalization":
-        produced = [on if axis < 2 or flow.measure(on, "is averaged over") else None for axis, on in enumerate(labels)]
     if flow.node.attributes.get_int("training_mode", 0):
         for position in range(flow.num_inputs):
             flow.freeze_input(position, f"goes through {flow.where} in training mode")
@@ -41,7 +38,9 @@ def _per_channel_normalization(flow: Flow) -> None:
             flow.bind(position, 0, channels, Role.PARAMETER)
         else:
             flow.freeze_input(position, f"scales fixed channels in {flow.where}")
-    flow.give(produced)
+    # InstanceNormalization averages over the places; stored statistics average over nothing here.
+    places = range(2, len(labels)) if flow.node.op_type == "InstanceNormalization" else ()
+    _measure_along(flow, places, "is averaged over")
 
 
 @CHANNELS.register("LRN")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,42 +37,44 @@ class Costs:
     weight_bytes: int
 
 
+_Item: TypeAlias = tuple[int, tuple[int, ...]]
+"""A size, and the axes whose kept parts it is proportional to."""
+
+
 class CostModel:
     """Costs of `model` for any choice of kept classes."""
 
     def __init__(self, model: ir.Model, classes: ChannelClasses) -> None:
         self._axes: list[LabelArray] = []
         self._axis_ids: dict[bytes, int] = {}
-        self._weights: list[tuple[int, tuple[int, ...]]] = []
-        self._bytes: list[tuple[int, tuple[int, ...]]] = []
-        self._nodes: list[tuple[int, tuple[int, ...]]] = []
+        weights: list[_Item] = []
+        stored: list[_Item] = []
         labelled = classes.labelling.weights
         for graph in model.graphs():
             for value in graph.initializers.values():
                 if value.const_value is None:
                     continue
                 factors = self._factors(classes, labelled.get(value, {}).values())
-                self._bytes.append((value.const_value.nbytes, factors))
+                stored.append((value.const_value.nbytes, factors))
                 if holds_parameters(value):
-                    self._weights.append((value.const_value.size, factors))
+                    weights.append((value.const_value.size, factors))
         macs = count_macs_per_sample(model)
         self._macs_known = macs.total is not None
-        self._collect_nodes(model, classes, macs.per_node)
-        self._parameter_sum, self._byte_sum, self._macs_sum = map(
-            _SumOfProducts, (self._weights, self._bytes, self._nodes)
-        )
+        self._parameter_sum, self._byte_sum = _SumOfProducts(weights), _SumOfProducts(stored)
+        self._macs_sum = _SumOfProducts(self._macs_items(model, classes, macs.per_node))
         self._lengths = np.array([len(axis) for axis in self._axes], dtype=np.float64)
         self._starts = np.cumsum([0, *(len(axis) for axis in self._axes)])[:-1]
         self._joined = np.concatenate(self._axes) if self._axes else np.zeros(0, dtype=np.int64)
 
-    def _collect_nodes(self, model: ir.Model, classes: ChannelClasses, per_node: Mapping[str, int]) -> None:
+    def _macs_items(self, model: ir.Model, classes: ChannelClasses, per_node: Mapping[str, int]) -> list[_Item]:
+        items = []
         for node in model.graph:
             count = per_node.get(node.name or node.op_type, 0)
             if not count:
                 continue
             terms = classes.labelling.macs_terms.get(node, (MacsTerm(1.0, ()),))
-            for term in terms:
-                self._nodes.append((round(count * term.share), self._factors(classes, term.axes)))
+            items += [(round(count * term.share), self._factors(classes, term.axes)) for term in terms]
+        return items
 
     def _factors(self, classes: ChannelClasses, axes: Iterable[LabelArray]) -> tuple[int, ...]:
         return tuple(self._axis(classes.classes_at(labels)) for labels in axes if len(labels))
@@ -99,7 +102,7 @@ class CostModel:
 class _SumOfProducts:
     """Sizes, each of them times the kept part of some axes, as arrays: budgets ask for thousands of sums."""
 
-    def __init__(self, items: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+    def __init__(self, items: Sequence[_Item]) -> None:
         self._sizes = np.array([size for size, _ in items], dtype=np.float64)
         most = max((len(axes) for _, axes in items), default=0)
         # Axis -1 is the 1 behind the last ratio: it pads products of fewer factors.
