@@ -22,6 +22,7 @@ from onnxprune.graph.canonical import CanonicalModel
 
 __all__ = [
     "CHECK_MARK",
+    "EXACT_DB",
     "PATH_MARK",
     "ActivationQuantization",
     "Artifact",
@@ -32,6 +33,8 @@ __all__ = [
     "CanonicalModel",
     "Change",
     "Evaluator",
+    "FallbackCost",
+    "FallbackRecord",
     "Fidelity",
     "Finding",
     "Iteration",
@@ -39,6 +42,7 @@ __all__ = [
     "JsonValue",
     "LatencyRatio",
     "LatencySummary",
+    "LayerError",
     "LoadFigures",
     "Measurements",
     "ModelFigures",
@@ -52,7 +56,9 @@ __all__ = [
     "PassReport",
     "Placement",
     "Progress",
+    "QuantizationMode",
     "QuantizationPlan",
+    "RegionTiming",
     "Requirement",
     "RunReport",
     "Runner",
@@ -208,11 +214,65 @@ class WeightQuantization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerError:
+    """What rounding one layer costs, as signal-to-noise ratios in decibels; `EXACT_DB` where nothing differs.
+
+    `own_db` is about the layer's output when this layer alone is rounded and gets exact inputs: the error that arises
+    here. `accumulated_db` is about the same tensor when every layer is rounded: what has piled up. `output_db` is what
+    the layer's weight and the tensors at it do to the model's outputs, each rounded alone and added up; None: not
+    measured.
+    """
+
+    node: str
+    op_type: str
+    own_db: float
+    accumulated_db: float
+    output_db: float | None = None
+
+
+EXACT_DB = 300.0
+"""Stands for infinitely many decibels where a figure has to survive JSON; -EXACT_DB for no signal at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackRecord:
+    """How a plan was made to hold a goal by taking layers out of 8 bits.
+
+    `before` and `reached` are figures of the simulated plan: the drop of the score with "max_drop", the SNR of the
+    outputs in decibels with "min_snr_db". `evaluations` counts what was scored or compared, the float model included.
+    """
+
+    goal: Literal["max_drop", "min_snr_db"]
+    limit: float
+    kind: Literal["float", "int16"]
+    before: float
+    reached: float
+    met: bool
+    evaluations: int
+    num_layers: int
+    """How many layers left 8 bits; the nodes between them, which only move numbers, do not count."""
+    float_score: Score | None = None
+    """With "max_drop": of the float model."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """All nodes that left 8 bits, with the figures that say why; with "float" they are `returned_nodes`, too."""
+    narrow_activations: Mapping[str, ActivationQuantization] = field(default_factory=dict)
+    """With "int16": the 8-bit entries that were replaced."""
+    is_all_float: bool = False
+    """True when no node of the plan is integer any more: what is built from it is the float model."""
+
+
+QuantizationMode: TypeAlias = Literal["static", "dynamic", "weight-only"]
+"""Where the ranges of activations come from: calibration data ("static"), each run ("dynamic"), or nowhere, because
+only weights are stored as integers and computed with in float ("weight-only")."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationPlan:
     """Ranges and scales for every quantizable tensor of a canonical model; knows no runtime.
 
     Keys are value names. `skipped` says for each tensor that was considered and left why it has no entry.
-    `method` is the calibration method, `calibration_hash` the content hash of the samples.
+    `method` is the calibration method, `calibration_hash` the content hash of the samples. In the modes "dynamic" and
+    "weight-only" there are no activations, no samples, and the hash is empty.
     """
 
     activations: Mapping[str, ActivationQuantization]
@@ -220,9 +280,22 @@ class QuantizationPlan:
     method: str
     calibration_hash: str
     num_samples: int
+    mode: QuantizationMode = "static"
     skipped: Mapping[str, str] = field(default_factory=dict)
     excluded_nodes: Mapping[str, str] = field(default_factory=dict)
     """Nodes that the user or an analysis keeps in float, with the reason."""
+    adjusted: Mapping[str, str] = field(default_factory=dict)
+    """Tensors and weights whose scales a foreign engine gave and that had to be changed to fit, with the reason."""
+    returned_nodes: Mapping[str, str] = field(default_factory=dict)
+    """Nodes that could be integer and were returned to float because they damage the result, with the figures."""
+    fallback: FallbackRecord | None = None
+    """How `returned_nodes` was chosen; None: no goal was set."""
+    layer_errors: tuple[LayerError, ...] = ()
+    """What rounding each layer costs, in graph order, where that was measured."""
+
+    def float_reason(self, node: str) -> str | None:
+        """Why the node of that name stays float wherever the plan is placed; None: the plan does not say so."""
+        return self.excluded_nodes.get(node) or self.returned_nodes.get(node)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +306,20 @@ class Placement:
     integer_nodes: tuple[str, ...]
     float_nodes: Mapping[str, str]
     decided_by: Literal["table", "measured"] = "table"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionTiming:
+    """A connected group of nodes that was timed in integers against its float twin, both on this machine.
+
+    Milliseconds of one interleaved run as if nothing else ran (lower quintiles), with the conversions at the region's
+    border. `nodes` are names in graph order; `is_integer` says what was chosen.
+    """
+
+    nodes: tuple[str, ...]
+    float_ms: float
+    integer_ms: float
+    is_integer: bool
 
 
 # --- the model on its way through the pipeline ----------------------------------------------------------------
@@ -258,8 +345,8 @@ class Requirement(enum.Enum):
 
 
 PATH_MARK = "path_of"
-"""Key of a field's `json_schema_extra` where the field is a path, which counts from the recipe: "file", or "function"
-where it may also be a name, and is a path only in the form 'path/file.py:function'."""
+"""Key of a field's `json_schema_extra` where the field is a path, which counts from the recipe: "file", "program" (its
+links are not followed), or "function" where it may be a name and is a path only in the form 'path/file.py:function'."""
 
 
 CHECK_MARK = "only_checks"
@@ -381,6 +468,8 @@ class Pass(abc.ABC, Generic[ConfigT, PlanT]):
     produces_quantization: ClassVar[bool] = False
     keeps_quantization: ClassVar[bool] = False
     """True when a quantization plan made earlier is still right after this pass."""
+    needs_quantization: ClassVar[bool] = False
+    """True when a pass that plans scales for activations must stand before this one."""
 
     def __init__(self, config: ConfigT, *, pass_id: str | None = None) -> None:
         self.config = config
@@ -390,6 +479,16 @@ class Pass(abc.ABC, Generic[ConfigT, PlanT]):
     def requirements(self) -> frozenset[Requirement]:
         """What this configuration needs from the run."""
         return frozenset()
+
+    @property
+    def without_calibration(self) -> str:
+        """What to do so that the pass needs no calibration data, for the hint of an error; "" where nothing helps."""
+        return ""
+
+    @property
+    def plans_activations(self) -> bool:
+        """True when the quantization plan that this configuration makes has scales for activations."""
+        return self.produces_quantization
 
     @property
     def changes_io_types(self) -> bool:
@@ -455,6 +554,8 @@ class Artifact:
     findings: tuple[Finding, ...] = ()
     provenance: Mapping[str, JsonValue] = field(default_factory=dict)
     placement: Placement | None = None
+    regions: tuple[RegionTiming, ...] = ()
+    """What was timed to decide the placement; empty where the operator table or an earlier run decided."""
 
     @property
     def model_path(self) -> Path:
@@ -482,6 +583,8 @@ class TargetContext:
     seed: int = 0
     placement: Placement | None = None
     """Decided by an earlier run (`--plan`); None: the target decides."""
+    timing_threads: int | None = None
+    """Threads to time integer regions with, where this machine is the target; None: nothing may be timed."""
 
 
 class Target(abc.ABC, Generic[ConfigT]):
@@ -558,13 +661,15 @@ class OutputDifference:
 
     `max_rel` is the largest absolute difference over the largest absolute value of the reference output.
     `cosine` and `snr_db` take each output as one vector; over several outputs the worst counts.
-    `snr_db` is infinite where outputs are equal.
+    `snr_db` is infinite where outputs are equal. `is_compared` is False where an output of both has NaN or infinity
+    throughout, on some sample: equal figures say nothing then.
     """
 
     max_abs: float
     max_rel: float
     cosine: float
     snr_db: float
+    is_compared: bool = True
     per_output: Mapping[str, OutputDifference] = field(default_factory=dict)
 
 
@@ -608,6 +713,18 @@ class BudgetOutcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackCost:
+    """What it costs that `num_layers` layers left 8 bits: the artifact without the fallback against the artifact.
+
+    `latency` is None where that was not timed; `not_measured_reason` says why.
+    """
+
+    num_layers: int
+    latency: LatencyRatio | None
+    not_measured_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
     """What was measured of one artifact (or of the source, with target "source"). None: not measured."""
 
@@ -621,6 +738,8 @@ class Measurements:
     latency_on_target: bool = False
     """False: the host is not the target, so the latency says nothing about it."""
     load: LoadFigures | None = None
+    fallback: FallbackCost | None = None
+    """None: nothing had to leave 8 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

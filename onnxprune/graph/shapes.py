@@ -27,6 +27,7 @@ from onnxprune.graph.names import printable
 __all__ = [
     "ShapeRule",
     "ShapeRules",
+    "confirm_shapes",
     "fix_input_shapes",
     "infer_source_shapes",
     "refresh_shapes",
@@ -312,6 +313,13 @@ class _Sweep:
             value.shape = shape
             self._known[value] = ValueType(value.type, shape)
         node.meta[_BASIS] = _basis(node) if kept else _INFERRED
+
+
+def confirm_shapes(node: ir.Node) -> None:
+    """Say that an edit of `node` left the shapes of its outputs as they were (a bias added to a convolution, say)."""
+    basis = node.meta.get(_BASIS)
+    if basis is not None and basis != _INFERRED:
+        node.meta[_BASIS] = _basis(node)
 
 
 def _inner_nodes(node: ir.Node) -> list[ir.Node]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 __all__ = [
     "SMALLEST_SCALE",
+    "activation_parameters",
     "affine_parameters",
     "largest_symmetric_integer",
     "quantize_array",
@@ -49,6 +50,21 @@ def affine_parameters(low: float, high: float, num_bits: int) -> tuple[float, in
     scale = float(np.float32(max(width, SMALLEST_SCALE)))
     zero_point = round(smallest - low / scale)
     return scale, min(max(zero_point, smallest), smallest + num_steps)
+
+
+def activation_parameters(low: float, high: float, num_bits: int) -> tuple[float, int]:
+    """Scale and signed zero point with which an activation of the range [low, high] is quantized.
+
+    Up to 8 bits these are the `affine_parameters`. With 16 the zero point is 0, as TFLite and NPUs want it, and the
+    larger magnitude is the largest integer.
+
+    Raises:
+        ValueError: As `affine_parameters` does.
+    """
+    scale, zero_point = affine_parameters(low, high, num_bits)
+    if num_bits <= 8:
+        return scale, zero_point
+    return float(symmetric_scales(np.array([max(-low, high, 0.0)]), num_bits)[0]), 0
 
 
 def representable_range(scale: float, zero_point: int, num_bits: int) -> tuple[float, float]:

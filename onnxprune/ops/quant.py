@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.metadata import SHARED_FROM_KEY
 from onnxprune.graph.weights import constant_array
 from onnxprune.ops.layout import LAYOUT, weight_axes
 from onnxprune.ops.table import OpTable
@@ -30,9 +31,11 @@ __all__ = [
     "activation_outputs",
     "bias_input",
     "clip_bounds",
+    "fixed_quantization",
     "pooled_axes_are_spatial",
     "pools_everything",
     "scale_rule_of",
+    "stored_constant",
     "weight_channel_axis",
     "weight_input",
 ]
@@ -51,7 +54,7 @@ class ScaleRule(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedQuantization:
-    """The one quantization of an output with a known range; `zero_point` is signed, for 8 bits."""
+    """The one quantization of an output with a known range; `zero_point` is signed."""
 
     scale: float
     zero_point: int
@@ -69,6 +72,7 @@ class QuantRow:
     has_own_scale: Callable[[ir.Node], bool] = lambda _node: False
     """True for nodes whose rule is FREE after all."""
     fixed: FixedQuantization | None = None
+    """For 8 bits; `fixed_quantization` knows the one for 16."""
     output_bounds: Callable[[ir.Node], tuple[float, float] | None] = lambda _node: None
     """What the outputs are known not to leave; None where nothing is known. A shared scale must respect it."""
     absorbs_activation: bool = False
@@ -78,6 +82,11 @@ class QuantRow:
 
 
 QUANT: OpTable[QuantRow] = OpTable("quant")
+
+_REARRANGES = frozenset({"Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
+# The outputs of Sigmoid, Softmax and Tanh in 16 bits, as TFLite has them.
+_FIXED_16 = FixedQuantization(scale=1 / 32768, zero_point=0)
 
 
 def activation_inputs(node: ir.Node, row: QuantRow) -> tuple[ir.Value, ...]:
@@ -98,11 +107,18 @@ def scale_rule_of(node: ir.Node, row: QuantRow) -> ScaleRule:
     return ScaleRule.FREE if row.has_own_scale(node) else row.scale_rule
 
 
+def fixed_quantization(row: QuantRow, num_bits: int) -> FixedQuantization | None:
+    """The one quantization of the outputs of a node with that row, in 8 or 16 bits; None where samples decide."""
+    return row.fixed if row.fixed is None or num_bits == 8 else _FIXED_16
+
+
 def pools_everything(node: ir.Node) -> bool:
     """True when a pooling has one window, and it covers the whole input: a global pooling in disguise."""
     data = node.inputs[0]
     if data is None or data.shape is None or any(node.attributes.get_ints("pads", ())):
         return False
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return False  # SAME gives a result for each position, however large the window is
     return list(node.attributes.get_ints("kernel_shape", ())) == list(data.shape[2:])
 
 
@@ -110,6 +126,22 @@ def weight_input(node: ir.Node, row: QuantRow) -> ir.Value | None:
     """The weight that `node` multiplies by, constant or not; None for operators without one."""
     axes = weight_axes(node) if row.is_compute else None
     return node.inputs[axes.weight_input] if axes is not None else None
+
+
+def stored_constant(value: ir.Value | None) -> ir.Value | None:
+    """The initializer that `value` is, or is computed from by nodes that only turn, reshape or cast it; None: neither.
+
+    Such nodes stay in a graph where folding them would store a weight twice: the table of a language model that its
+    first and its last layer share, or a weight in half precision.
+    """
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _REARRANGES:
+            return None
+        if any(constant_array(other) is None for other in node.inputs[1:] if other is not None):
+            return None
+        value = node.inputs[0]
+    return value
 
 
 def bias_input(node: ir.Node, row: QuantRow) -> tuple[int, ir.Value] | None:
@@ -197,12 +229,36 @@ def _constant_input(node: ir.Node, position: int) -> np.ndarray | None:
     return constant_array(node.inputs[position]) if position < len(node.inputs) else None
 
 
+def _refuse_gemm(node: ir.Node) -> str | None:
+    bias = _constant_input(node, 2)
+    if bias is None or bias.size == 1:
+        return None
+    # (N, 1) adds a number to each row: it is no bias of channels, although it may have as many numbers.
+    return None if bias.shape[-1] == bias.size else "its bias differs from row to row"
+
+
 def _refuse_matmul(node: ir.Node) -> str | None:
     if constant_array(node.inputs[0]) is not None:
         return "its first operand is the constant one"
+    stored = stored_constant(node.inputs[1])
+    if stored is not None and stored is not node.inputs[1]:
+        return _computed_weight_reason(node.inputs[1], stored)
     if constant_array(node.inputs[1]) is None:
         return "it multiplies two activations (attention scores lose most in int8)"
     return None
+
+
+def _computed_weight_reason(weight: ir.Value | None, stored: ir.Value) -> str:
+    maker = weight.producer() if weight is not None else None
+    origin = stored.metadata_props.get(SHARED_FROM_KEY)
+    shared = "" if origin is None else f", a copy of '{origin}', which other nodes read as well"
+    op_type = maker.op_type if maker is not None else "nodes"
+    return f"its weight is computed at run time, by {op_type} from the constant '{stored.name}'{shared}"
+
+
+def _refuse_computed_divisor(node: ir.Node) -> str | None:
+    # A small divisor rounds to zero; no runtime divides int8 activations.
+    return None if constant_array(node.inputs[1]) is not None else "its divisor is computed at run time"
 
 
 def _refuse_pad(node: ir.Node) -> str | None:
@@ -250,10 +306,12 @@ def _refuse_moving_clip(node: ir.Node) -> str | None:
 
 
 def _register_rows() -> None:
-    QUANT.add(QuantRow(is_compute=True, absorbs_activation=True), "Conv", "ConvTranspose", "Gemm")
+    QUANT.add(QuantRow(is_compute=True, absorbs_activation=True), "Conv", "ConvTranspose")
+    QUANT.add(QuantRow(is_compute=True, absorbs_activation=True, refuses=_refuse_gemm), "Gemm")
     QUANT.add(QuantRow(is_compute=True, absorbs_activation=True, refuses=_refuse_matmul), "MatMul")
 
-    QUANT.add(QuantRow(inputs=(0, 1), absorbs_activation=True), "Add", "Sub", "Mul", "Div")
+    QUANT.add(QuantRow(inputs=(0, 1), absorbs_activation=True), "Add", "Sub", "Mul")
+    QUANT.add(QuantRow(inputs=(0, 1), absorbs_activation=True, refuses=_refuse_computed_divisor), "Div")
     QUANT.add(QuantRow(inputs=None, absorbs_activation=True), "Sum")
     # A scale and a shift for each channel: its parameters are folded into two small constants by the spelling.
     QUANT.add(QuantRow(absorbs_activation=True, refuses=_refuse_training_mode), "BatchNormalization")
