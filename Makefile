@@ -1,16 +1,21 @@
 # make demo   runs the main job on a real model       (installs only what that needs)
 # make test   lints, type-checks and runs all tests   (installs everything that the tests exercise)
+# make test-neural-compressor  tests the engine neural-compressor, in an environment with it
 # make bench  prints the figures of benchmarks/       (slow)
 #
-# PYTHON names the interpreter (3.11 or newer), PIP_FLAGS adds options for pip, such as the index of PyTorch's CPU builds.
+# PYTHON names the interpreter (3.11 or newer), NC_PYTHON the one for neural-compressor (3.9 to 3.12), PIP_FLAGS adds
+# options for pip, such as the index of PyTorch's CPU builds.
 
 PYTHON ?= python3
+# numpy 1.26, the last one it runs with, has no wheels for newer ones.
+NC_PYTHON ?= $(PYTHON)
 PIP_FLAGS ?=
 VENV := .venv
 DEMO_VENV := .venv-demo
+NC_VENV := .venv-neural-compressor
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean help
+.PHONY: demo test test-neural-compressor lint bench clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +31,12 @@ $(DEMO_VENV)/.stamp: EXTRA := eval
 	$*/bin/python -m pip install --disable-pip-version-check --no-input -q $(PIP_FLAGS) -c constraints.txt -e '.[$(EXTRA)]'
 	@touch $@
 
+# numpy < 2, so it can be no extra of ours. Version 1.0 names neither scipy nor prettytable, and imports both.
+$(NC_VENV)/.stamp: constraints-neural-compressor.txt
+	$(NC_PYTHON) -m venv $(NC_VENV)
+	$(NC_VENV)/bin/python -m pip install --disable-pip-version-check --no-input -q $(PIP_FLAGS) -c $< onnx-neural-compressor==1.0 scipy prettytable
+	@touch $@
+
 demo: $(DEMO_VENV)/.stamp
 	$(DEMO_VENV)/bin/onnxprune run examples/digits/models/detector.onnx --recipe examples/digits/detector.toml --out out/demo
 
@@ -38,8 +49,11 @@ lint: $(VENV)/.stamp
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-neural-compressor: $(VENV)/.stamp $(NC_VENV)/.stamp
+	ONNXPRUNE_NEURAL_COMPRESSOR_PYTHON=$(abspath $(NC_VENV)/bin/python) $(BIN)/python -m pytest tests/neural_compressor
+
 bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) $(DEMO_VENV) out build dist *.egg-info
+	rm -rf $(VENV) $(DEMO_VENV) $(NC_VENV) out build dist *.egg-info

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from onnxprune.errors import MissingExtraError, OnnxPruneError
 if TYPE_CHECKING:  # a child starts faster without what the contracts import
     from onnxprune.contracts import JsonValue
 
-__all__ = ["ANSWER_FILE", "JOB_FILE", "ChildFailure", "call_in_child"]
+__all__ = ["ANSWER_FILE", "JOB_FILE", "ChildFailure", "call_in_child", "call_script"]
 
 JOB_FILE = "job.json"
 ANSWER_FILE = "answer.json"
@@ -61,17 +61,78 @@ def call_in_child(
         OnnxPruneError: What the function raised, as it raised it.
         ChildFailure: The child crashed, was killed, took too long, or raised anything else.
     """
-    (folder / JOB_FILE).write_text(json.dumps({"function": function, "arguments": dict(arguments)}), encoding="utf-8")
+    return _call(
+        [sys.executable, "-P", "-m", "onnxprune.runtime.child_main", str(folder)],
+        {"function": function, "arguments": dict(arguments)},
+        folder=folder,
+        timeout_s=timeout_s,
+        environment={**os.environ, "PYTHONPATH": _python_path()},
+    )
+
+
+def call_script(
+    python: Path,
+    script: str,
+    job: Mapping[str, JsonValue],
+    *,
+    folder: Path,
+    timeout_s: float,
+) -> JsonValue:
+    """What a stand-alone script answers in another Python interpreter, with other packages than ours.
+
+    The script is copied into `folder`, which is also its current folder, and is run with that folder as its argument.
+    It reads the job there, writes its answer there ({"value": ...} or {"error": {"type", "message", "hint"}}), and ends
+    itself when its standard input does. Nothing of this process's Python reaches it: no PYTHON* variables.
+
+    Args:
+        python: The interpreter.
+        script: The script's text.
+        job: Plain JSON values.
+        folder: As for `call_in_child`.
+        timeout_s: Likewise.
+
+    Raises:
+        ChildFailure: The interpreter can't be started; or as for `call_in_child`.
+    """
+    path = folder / "script.py"
+    path.write_text(script, encoding="utf-8")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    kept.pop("VIRTUAL_ENV", None)
+    return _call(
+        [str(python), str(path), str(folder)],
+        job,
+        folder=folder,
+        timeout_s=timeout_s,
+        # What a script prints is UTF-8 on every system, and must not be able to end it.
+        environment={**kept, "PYTHONIOENCODING": "utf-8:backslashreplace"},
+        current_folder=folder,
+    )
+
+
+def _call(
+    command: Sequence[str],
+    job: Mapping[str, JsonValue],
+    *,
+    folder: Path,
+    timeout_s: float,
+    environment: Mapping[str, str],
+    current_folder: Path | None = None,
+) -> JsonValue:
+    (folder / JOB_FILE).write_text(json.dumps(job), encoding="utf-8")
     (folder / ANSWER_FILE).unlink(missing_ok=True)
     with (folder / LOG_FILE).open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "onnxprune.runtime.child_main", str(folder)],
-            stdin=subprocess.PIPE,  # the child ends itself when this pipe closes, also when this process is killed
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "PYTHONPATH": _python_path()},
-            start_new_session=True,
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,  # the child ends itself when this pipe closes, also when this process is killed
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=current_folder,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ChildFailure(f"can't be started: {error.strerror or error}") from error
         try:
             return_code = _wait(process, timeout_s)
         finally:
@@ -82,7 +143,8 @@ def call_in_child(
     if return_code is None:
         raise ChildFailure(f"did not finish within {timeout_s:g} s and was stopped")
     if return_code != 0 or answer is None:
-        raise ChildFailure(f"{_ending(return_code)}{_last_words(folder)}")
+        without = " without a proper answer" if return_code == 0 else ""
+        raise ChildFailure(f"{_ending(return_code)}{without}{_last_words(folder)}")
     return answer["value"]
 
 
@@ -119,14 +181,23 @@ def _read_answer(folder: Path) -> dict[str, JsonValue] | None:
         answer = json.loads((folder / ANSWER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return answer if isinstance(answer, dict) else None
+    return answer if isinstance(answer, dict) and _is_well_formed(answer) else None
+
+
+def _is_well_formed(answer: Mapping[str, JsonValue]) -> bool:
+    if "error" not in answer:
+        return "value" in answer
+    record = answer["error"]
+    return isinstance(record, dict) and all(isinstance(record.get(key), str) for key in ("type", "message", "hint"))
 
 
 def _as_error(record: Mapping[str, str]) -> Exception:
     if record["type"] == "":
         return ChildFailure(record["message"])
     error_type = getattr(errors, record["type"], OnnxPruneError)
-    if error_type is MissingExtraError:  # has another constructor
+    if error_type is MissingExtraError or not (  # has another constructor
+        isinstance(error_type, type) and issubclass(error_type, OnnxPruneError)
+    ):
         error_type = OnnxPruneError
     error: OnnxPruneError = error_type(record["message"], record["hint"])
     return error

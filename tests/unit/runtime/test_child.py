@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from onnxprune.errors import BadDataError, MissingExtraError, OnnxPruneError
-from onnxprune.runtime.child import ChildFailure, call_in_child
+from onnxprune.runtime.child import ChildFailure, call_in_child, call_script
 
 if TYPE_CHECKING:
     from onnxprune.contracts import JsonObject, JsonValue
@@ -188,3 +188,45 @@ def test_answer_of_an_earlier_call_is_not_taken_for_this_ones(tmp_path: Path) ->
     assert call("add", tmp_path, a=1, b=2) == 3
     with pytest.raises(ChildFailure):
         call("leave", tmp_path)
+
+
+SCRIPT = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+job = json.loads((folder / "job.json").read_text())
+seen = {"job": job, "python": [name for name in os.environ if name.startswith("PYTHONPATH")], "here": os.getcwd()}
+(folder / "answer.json").write_text(json.dumps(job.get("answer", {"value": seen})))
+print("noise \u2713")
+"""
+
+
+def test_script_runs_in_its_folder_without_anything_of_this_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    job = {"number": 3}
+    seen = call_script(Path(sys.executable), SCRIPT, job, folder=tmp_path, timeout_s=60)
+    assert seen == {"job": job, "python": [], "here": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    "answer", [[], {}, {"error": "text"}, {"error": {"type": "", "message": 3, "hint": ""}}], ids=str
+)
+def test_answer_of_a_script_that_makes_no_sense_is_a_failure(answer: JsonValue, tmp_path: Path) -> None:
+    with pytest.raises(ChildFailure, match="ended with code 0 without a proper answer; its last words: noise"):
+        call_script(Path(sys.executable), SCRIPT, {"answer": answer}, folder=tmp_path, timeout_s=60)
+
+
+def test_script_can_raise_errors_of_ours_and_nothing_else_of_that_module(tmp_path: Path) -> None:
+    def answer(kind: str) -> JsonObject:
+        return {"answer": {"error": {"type": kind, "message": "No.", "hint": ""}}}
+
+    with pytest.raises(BadDataError, match="No"):
+        call_script(Path(sys.executable), SCRIPT, answer("BadDataError"), folder=tmp_path, timeout_s=60)
+    with pytest.raises(OnnxPruneError, match="No"):
+        call_script(Path(sys.executable), SCRIPT, answer("quoted_list"), folder=tmp_path, timeout_s=60)
+
+
+def test_interpreter_that_is_missing_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailure, match="can't be started: No such file"):
+        call_script(tmp_path / "python", SCRIPT, {}, folder=tmp_path, timeout_s=60)
