@@ -1,9 +1,11 @@
 """Streaming calibration: one range for each activation, in memory that does not depend on the number of samples.
 
 The float model runs in ONNX Runtime with the wanted tensors as additional outputs; NumPy takes their extremes, which
-also finds what is not finite. (Measured on a ResNet-50 with 79 tensors: 1.18 times the plain inference, against 1.17
-for ReduceMin and ReduceMax nodes inside the graph, which swallow a NaN.) Tensors that together need more than
-`MAX_OUTPUT_BYTES` are taken in several sweeps over the data.
+also finds what is not finite. What that costs is the outputs themselves: ONNX Runtime brings them out of its blocked
+layout and can't use their memory again. (Measured on a ResNet-50 with 72 tensors, one thread, interleaved: 1.16 times
+the plain inference for the outputs and 1.20 with the extremes; buffers bound beforehand 1.15; ReduceMin and ReduceMax
+nodes 1.17, global poolings inside the blocked layout 1.15, and both swallow a NaN.) Tensors that together need more
+than `MAX_OUTPUT_BYTES` are taken in several sweeps over the data.
 """
 
 from __future__ import annotations
@@ -11,9 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +22,20 @@ import onnx_ir as ir
 
 from onnxprune.contracts import Batch, CalibrationSource, NullProgress, Progress
 from onnxprune.errors import BadDataError
+from onnxprune.ops.quant import clip_bounds
 from onnxprune.passes.calibration import batch_size, num_batches, run_samples
-from onnxprune.passes.quant.histogram import StreamingHistogram
+from onnxprune.passes.quant.accumulate import (
+    CalibrationMethod,
+    ChannelExtremes,
+    ChannelRanges,
+    RangeAccumulator,
+    RangeRule,
+    TensorRange,
+    accumulator_for,
+)
 from onnxprune.runtime.sessions import ort_runner_from_model
 
-__all__ = ["MAX_OUTPUT_BYTES", "CalibratedRanges", "CalibrationMethod", "TensorRange", "calibrate"]
+__all__ = ["MAX_OUTPUT_BYTES", "CalibratedRanges", "CalibrationMethod", "RangeRule", "TensorRange", "calibrate"]
 
 MAX_OUTPUT_BYTES = 1 << 30
 """Tensors that ONNX Runtime hands out at once; more are taken in further sweeps over the data."""
@@ -33,45 +43,40 @@ MAX_OUTPUT_BYTES = 1 << 30
 # Assumed for a tensor whose shape is not known.
 _UNKNOWN_TENSOR_BYTES = 4 << 20
 
-CalibrationMethod = Literal["minmax", "percentile"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorRange:
-    """What calibration says about one tensor: numbers outside of [low, high] will saturate."""
-
-    low: float
-    high: float
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedRanges:
-    """A range for each tensor that any sample computed, over `num_samples` samples in `num_sweeps` sweeps."""
+    """A range for each tensor that any sample computed, over `num_samples` samples in `num_sweeps` sweeps.
+
+    `channels` has the extremes of each channel of the tensors that they were asked of.
+    """
 
     ranges: Mapping[str, TensorRange]
     num_samples: int
     num_sweeps: int
+    channels: Mapping[str, ChannelRanges] = field(default_factory=dict)
 
 
-class _Accumulator:
-    """The running range of one tensor."""
+class _Ranges:
+    """Everything that is kept of one tensor."""
 
-    def __init__(self, percentile: float | None) -> None:
-        self._percentile = percentile
-        self._histogram = StreamingHistogram() if percentile is not None else None
-        self._low = math.inf
-        self._high = -math.inf
+    def __init__(self, value: ir.Value, rule: RangeRule, channel_axis: int | None) -> None:
+        self.is_never_negative = _is_never_negative(value)
+        # The largest numbers of a last layer are the very ones that count: they are not clipped.
+        self.accumulator: RangeAccumulator = accumulator_for(rule if channel_axis is None else RangeRule())
+        self.channels = None if channel_axis is None else ChannelExtremes(channel_axis)
 
-    def add(self, array: npt.NDArray[np.float32], low: float, high: float) -> None:
-        self._low, self._high = min(self._low, low), max(self._high, high)
-        if self._histogram is not None:
-            self._histogram.add(array, low, high)
+    def extremes(self, array: npt.NDArray[np.float32]) -> tuple[float, float]:
+        """The smallest and the largest number; NaN where there is one anywhere, 0 where there is nothing."""
+        if not array.size:
+            return 0.0, 0.0
+        # Behind a Relu the smallest number is of no use: every quantized range contains zero.
+        return 0.0 if self.is_never_negative else float(array.min()), float(array.max())
 
-    def range(self) -> TensorRange:
-        if self._histogram is None or self._percentile is None:
-            return TensorRange(low=self._low, high=self._high)
-        low, high = self._histogram.percentile_range(self._percentile)
-        return TensorRange(low=low, high=high)
+    def add(self, array: npt.NDArray[np.float32], extremes: tuple[float, float], num_samples: int) -> None:
+        self.accumulator.add(array, *extremes, num_samples)
+        if self.channels is not None:
+            self.channels.add(array, num_samples)
 
 
 def calibrate(
@@ -79,8 +84,8 @@ def calibrate(
     tensors: Sequence[ir.Value],
     source: CalibrationSource,
     *,
-    method: CalibrationMethod = "minmax",
-    percentile: float = 99.99,
+    rule: RangeRule | None = None,
+    channel_axes: Mapping[str, int] | None = None,
     max_samples: int | None = None,
     threads: int = 1,
     custom_op_libraries: Sequence[Path] = (),
@@ -95,8 +100,9 @@ def calibrate(
         model: The float model.
         tensors: Values of its main graph that hold float32: inputs, or outputs of nodes.
         source: The samples; iterated once for each sweep.
-        method: "minmax" takes the extremes, "percentile" the middle `percentile` percent of all numbers.
-        percentile: In (50, 100]; only read by "percentile".
+        rule: How ranges are chosen; None: the extremes.
+        channel_axes: For names among `tensors`, which are the outputs of last layers: the axis whose indices get
+            extremes of their own. The tensor itself gets its extremes too, whatever `rule` says.
         max_samples: Stop after the batch that reaches this many samples; None takes all.
         threads: Threads of the float model, and of what looks at its tensors.
         custom_op_libraries: For models with custom operators.
@@ -107,7 +113,8 @@ def calibrate(
         BadDataError: There is no sample, or a number in a tensor is not finite; the message names tensor and sample.
     """
     progress = progress or NullProgress()
-    accumulators = {value.name or "": _Accumulator(percentile if method == "percentile" else None) for value in tensors}
+    axes = channel_axes or {}
+    kept = {value.name or "": _Ranges(value, rule or RangeRule(), axes.get(value.name or "")) for value in tensors}
     inputs = {value.name for value in model.graph.inputs}
     sweeps = _sweeps([value for value in tensors if value.name not in inputs], max_output_bytes) or [[]]
     num_samples = 0
@@ -117,7 +124,7 @@ def calibrate(
                 model, threads=threads, custom_op_libraries=custom_op_libraries, extra_outputs=names
             )
             # Inputs are taken once, with the first sweep. Graph order: the tensor where a NaN arose is named.
-            wanted = [name for name in accumulators if name in names or (number == 0 and name in inputs)]
+            wanted = [name for name in kept if name in names or (number == 0 and name in inputs)]
             description = "Calibrating" if len(sweeps) == 1 else f"Calibrating, sweep {number + 1} of {len(sweeps)}"
             batches = progress.track(
                 _limited(source, max_samples), description, num_batches(model, source, max_samples)
@@ -125,29 +132,40 @@ def calibrate(
             num_samples = 0
             for batch in batches:
                 arrays = {**batch, **run_samples(runner, batch, num_samples)}
-                found = {name: arrays[name] for name in wanted}
-                # NumPy lets go of the interpreter's lock while it looks for extremes.
-                extremes = pool.map(_extremes, found.values())
-                for (name, array), (low, high) in zip(found.items(), extremes, strict=True):
-                    if not (math.isfinite(low) and math.isfinite(high)):
-                        raise _not_finite(name, array, batch, num_samples)
-                    if array.size:
-                        accumulators[name].add(array, low, high)
+                _take_in(batch, {name: (kept[name], arrays[name]) for name in wanted}, num_samples, pool)
                 num_samples += batch_size(batch)
     if num_samples == 0:
         raise BadDataError("The calibration data hold no sample.", "Give at least one; 32 to 512 are usual.")
-    ranges = {name: accumulator.range() for name, accumulator in accumulators.items()}
+    ranges = {name: item.accumulator.range() for name, item in kept.items()}
+    channels = {name: item.channels.ranges() for name, item in kept.items() if item.channels is not None}
     return CalibratedRanges(
-        ranges={name: found for name, found in ranges.items() if math.isfinite(found.low)},
+        ranges={name: found for name, found in ranges.items() if found is not None},
+        channels={name: found for name, found in channels.items() if found is not None},
         # The last batch of a model with a fixed batch size may repeat samples to be full.
         num_samples=min(num_samples, source.num_samples),
         num_sweeps=len(sweeps),
     )
 
 
-def _extremes(array: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """The smallest and the largest number; NaN where there is one anywhere, 0 where there is nothing."""
-    return (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+def _take_in(
+    batch: Batch,
+    found: Mapping[str, tuple[_Ranges, npt.NDArray[np.float32]]],
+    first_sample: int,
+    pool: ThreadPoolExecutor,
+) -> None:
+    # NumPy lets go of the interpreter's lock while it looks for extremes.
+    extremes = pool.map(lambda pair: pair[0].extremes(pair[1]), found.values())
+    for (name, (item, array)), (low, high) in zip(found.items(), extremes, strict=True):
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise _not_finite(name, array, batch, first_sample)
+        if array.size:
+            item.add(array, (low, high), batch_size(batch))
+
+
+def _is_never_negative(value: ir.Value) -> bool:
+    producer = value.producer()
+    bounds = clip_bounds(producer) if producer is not None else None
+    return bounds is not None and bounds[0] >= 0.0
 
 
 def _not_finite(name: str, array: npt.NDArray[np.float32], batch: Batch, first_sample: int) -> BadDataError:

@@ -18,16 +18,12 @@ from onnxprune.ops.quant import (
     activation_outputs,
     bias_input,
     scale_rule_of,
+    stored_constant,
     weight_input,
 )
+from onnxprune.passes.quant.tail import find_tail
 
-__all__ = ["MAX_ARITHMETIC_WEIGHTS", "Candidate", "Candidates", "find_candidates"]
-
-MAX_ARITHMETIC_WEIGHTS = 16
-"""A convolution with no more weights than this is arithmetic in disguise (the expectation over 16 bins that YOLO
-detectors write as a 1x1 convolution, for one), not a layer that int8 makes faster."""
-
-TAIL_REASON = "it comes after the last convolution or matrix product on its way to the outputs (decode arithmetic)"
+__all__ = ["Candidate", "Candidates", "find_candidates"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +49,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """The result of `find_candidates`, in the order of the graph."""
+    """The result of `find_candidates`, in the order of the graph.
+
+    `tail` has the nodes that decode what the last layers give; those that compute are among the excluded ones.
+    """
 
     nodes: tuple[Candidate, ...]
     excluded_nodes: Mapping[str, str]
+    last_layers: tuple[Candidate, ...] = ()
+    tail: tuple[ir.Node, ...] = ()
 
     @property
     def activations(self) -> tuple[ir.Value, ...]:
@@ -86,7 +87,9 @@ class Candidates:
         return tuple(dict.fromkeys(value for value in values if value.const_value is not None))
 
 
-def find_candidates(model: ir.Model, *, exclude: Sequence[str] = ()) -> Candidates:
+def find_candidates(
+    model: ir.Model, *, exclude: Sequence[str] = (), kept_float: Mapping[str, str] | None = None
+) -> Candidates:
     """Sort the nodes of the main graph into candidates and excluded ones.
 
     A node is excluded, each with its reason, when
@@ -94,15 +97,22 @@ def find_candidates(model: ir.Model, *, exclude: Sequence[str] = ()) -> Candidat
     1. the user's `exclude` matches its name, a weight's, or a module around it,
     2. its operator has no row in the table, or the row refuses it,
     3. its activations are not float32, or its weight is computed at run time,
-    4. it stands in the model's tail: no layer with weights comes after it, so it is decode arithmetic (boxes, scores,
-       NMS, Softmax), where int8 costs most and saves least. Operators that only move numbers follow their producer.
+    4. it stands in the model's tail (`tail.py`): decode arithmetic (boxes, scores, Softmax), where int8 costs most and
+       saves least.
 
     Nodes inside the bodies of If, Loop and Scan stay float and are not listed one by one.
+
+    Args:
+        model: The float model.
+        exclude: The user's globs.
+        kept_float: Names of further nodes that stay float, with reasons.
     """
+    kept_float = kept_float or {}
     excluded: dict[str, str] = {}
     rows: dict[ir.Node, QuantRow] = {}
     for node in model.graph:
-        reason, row = _sort_node(node, exclude)
+        kept_reason = kept_float.get(node.name or "")
+        reason, row = _sort_node(node, exclude) if kept_reason is None else (kept_reason, None)
         if row is None:
             excluded[node.name or ""] = reason
         else:
@@ -112,10 +122,9 @@ def find_candidates(model: ir.Model, *, exclude: Sequence[str] = ()) -> Candidat
         activation = absorbed_activation(node, kept_apart=excluded)
         if activation is not None:
             absorbed_by[activation] = node
-    tail = _tail(model, rows, absorbed_by)
-    for node in tail:
-        excluded[node.name or ""] = TAIL_REASON
-    absorbs = {producer: activation for activation, producer in absorbed_by.items() if producer not in tail}
+    tail = find_tail(model, rows, absorbed_by)
+    excluded.update({node.name or "": reason for node, reason in tail.reasons.items()})
+    absorbs = {producer: activation for activation, producer in absorbed_by.items() if producer not in tail.reasons}
     nodes = tuple(
         Candidate(
             node=node,
@@ -124,11 +133,13 @@ def find_candidates(model: ir.Model, *, exclude: Sequence[str] = ()) -> Candidat
             absorbed=absorbs.get(node),
         )
         for node, row in rows.items()
-        if node not in tail and absorbed_by.get(node) not in absorbs
+        if node not in tail.reasons and absorbed_by.get(node) not in absorbs
     )
     return Candidates(
         nodes=nodes,
         excluded_nodes=excluded,
+        last_layers=tuple(item for item in nodes if item.node in tail.last_layers),
+        tail=tail.nodes,
     )
 
 
@@ -143,6 +154,8 @@ def _sort_node(node: ir.Node, exclude: Sequence[str]) -> tuple[str, QuantRow | N
     refusal = row.refuses(node)
     if refusal is not None:
         return refusal, None
+    if stored_constant(next(iter(activation_outputs(node, row)), None)) is not None:
+        return "it turns or reshapes a constant, no activation", None
     for value in (*activation_inputs(node, row), *activation_outputs(node, row)):
         if value.dtype != ir.DataType.FLOAT:
             found = "unknown" if value.dtype is None else value.dtype.name.lower()
@@ -160,35 +173,3 @@ def _sort_weight(node: ir.Node, row: QuantRow) -> tuple[str, QuantRow | None]:
     if bias is not None and bias[1].const_value is None:
         return "its bias is computed at run time", None
     return "", row
-
-
-def _is_layer(node: ir.Node, row: QuantRow) -> bool:
-    weight = weight_input(node, row)
-    return weight is not None and weight.const_value is not None and weight.const_value.size > MAX_ARITHMETIC_WEIGHTS
-
-
-def _tail(
-    model: ir.Model, rows: Mapping[ir.Node, QuantRow], absorbed_by: Mapping[ir.Node, ir.Node]
-) -> frozenset[ir.Node]:
-    """The nodes of `rows` from which no layer with weights can be reached, nor one that they belong to."""
-    leads_to_layer: set[ir.Node] = set()
-    tail: set[ir.Node] = set()
-    for node in reversed(model.graph):
-        row = rows.get(node)
-        if any(user in leads_to_layer for output in node.outputs for user in output.consumers()):
-            leads_to_layer.add(node)
-            continue
-        if row is not None and _is_layer(node, row):
-            leads_to_layer.add(node)
-            continue
-        if row is None or _only_moves(node, row):
-            continue
-        producer = absorbed_by.get(node)
-        if producer is not None and _is_layer(producer, rows[producer]):
-            continue
-        tail.add(node)
-    return frozenset(tail)
-
-
-def _only_moves(node: ir.Node, row: QuantRow) -> bool:
-    return scale_rule_of(node, row) is ScaleRule.SAME and len(activation_inputs(node, row)) == 1

@@ -3,81 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 import onnx_ir as ir
-from pydantic import Field, field_validator
 
 from onnxprune.contracts import (
-    Change,
+    CalibrationSource,
     ModelState,
     Pass,
     PassConfig,
     PassContext,
     PassOutcome,
-    PassReport,
     QuantizationPlan,
     Requirement,
-    Skip,
 )
 from onnxprune.errors import PassError, PreconditionError
 from onnxprune.graph.scope import require_scopes
-from onnxprune.passes.quant.calibrate import CalibrationMethod, calibrate
+from onnxprune.passes.quant.accounting import with_account
+from onnxprune.passes.quant.calibrate import RangeRule, calibrate
 from onnxprune.passes.quant.candidates import find_candidates
+from onnxprune.passes.quant.config import QuantConfig
+from onnxprune.passes.quant.data_free import data_free_plan
+from onnxprune.passes.quant.neural_compressor import engine_files, plan_with_neural_compressor, require_engine
+from onnxprune.passes.quant.plan_report import plan_report
 from onnxprune.passes.quant.scales import activation_scales
+from onnxprune.passes.quant.tail_ranges import channel_axes, reasons_with_ranges, without_mixed_last_layers
 from onnxprune.passes.quant.weights import weight_scales
 
 __all__ = ["QuantConfig", "QuantPass"]
 
 
-class QuantConfig(PassConfig):
-    """How to calibrate, and what to keep in float."""
-
-    calibration_method: CalibrationMethod = "minmax"
-    """"minmax": the extremes over all samples. "percentile": cuts outliers, as `percentile` says."""
-    percentile: float = Field(default=99.99, gt=50.0, le=100.0)
-    """With "percentile": the middle share of a tensor's numbers, in percent, that does not saturate."""
-    per_channel: bool = True
-    """One weight scale for each output channel; False: one for each weight."""
-    weight_bits: int = Field(default=8, ge=4, le=8)
-    """Bits that weights use; they are stored as int8 in any case."""
-    num_samples: int | None = Field(default=None, ge=1)
-    """Use the first so many calibration samples; None: all."""
-    exclude: tuple[str, ...] = ()
-    """Globs of what stays float: names of nodes and weights, modules with all inside them ("head", "*.stem")."""
-    threads: int = Field(default=2, ge=1)
-    """Threads of the float model while calibrating."""
-
-    @field_validator("exclude")
-    @classmethod
-    def _patterns_are_not_empty(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not pattern for pattern in patterns):
-            raise ValueError("an empty pattern matches nothing")
-        return patterns
-
-
 class QuantPass(Pass[QuantConfig, QuantizationPlan]):
-    """Static int8 quantization, decided once for all targets.
+    """int8 quantization, decided once for all targets.
 
     1. The operator table picks nodes, activations and weights; nodes without a row, what the user excludes and the
        decode tail stay float, each with its reason.
     2. The float model runs on the calibration samples; ranges are accumulated in fixed memory.
     3. Tensors that operators tie together get one scale; every range contains zero.
     4. Weights get symmetric scales, one for each output channel.
+    5. In the modes "dynamic" and "weight-only", weights alone have scales, and nothing is run (see `data_free`).
+    6. With `engine = "neural-compressor"`, steps 1 to 4 are that tool's, and its scales are read back.
+    7. Where a goal is set (`max_drop`, `min_snr_db`), the plan is simulated, and the layers that do the most damage
+       leave 8 bits until it holds.
 
     The result is `ModelState.quantization`; the graph is not changed.
     """
 
     name: ClassVar[str] = "quant"
-    summary: ClassVar[str] = "calibrates ranges and plans static int8, which each target spells in its own way"
+    summary: ClassVar[str] = "plans int8 (static, dynamic or weight-only), which each target spells in its own way"
     config_type: ClassVar[type[PassConfig]] = QuantConfig
     plan_type: ClassVar[type[QuantizationPlan]] = QuantizationPlan
     produces_quantization: ClassVar[bool] = True
 
     @property
     def requirements(self) -> frozenset[Requirement]:
-        """Calibration data, always."""
-        return frozenset({Requirement.CALIBRATION})
+        """Calibration data in mode "static"; an evaluator where the score has a limit."""
+        needed = set()
+        if self.config.mode == "static":
+            needed.add(Requirement.CALIBRATION)
+        if self.config.max_drop is not None:
+            needed.add(Requirement.EVALUATOR)
+        return frozenset(needed)
+
+    @property
+    def plans_activations(self) -> bool:
+        """In mode "static" only."""
+        return self.config.mode == "static"
+
+    @property
+    def without_calibration(self) -> str:
+        """The modes that need none."""
+        if self.config.mode != "static":
+            return ""
+        return f"or set {self.pass_id}.mode to 'dynamic' or 'weight-only', which need none"
+
+    @property
+    def files_read(self) -> tuple[Path, ...]:
+        """What is installed where a foreign engine runs."""
+        return engine_files(self.config)
+
+    def check_files(self, state: ModelState) -> None:
+        """Refuse a foreign engine that can't be used (raises a `PreconditionError`)."""
+        require_engine(self.config)
 
     def plan(self, state: ModelState, context: PassContext) -> QuantizationPlan:
         """Calibrate and choose all scales.
@@ -88,40 +96,19 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
             PassError: Nothing in the model can be quantized, or a weight is not finite.
             BadDataError: The calibration data do not fit the model, or make a tensor non-finite.
         """
-        if context.calibration is None:
-            raise PreconditionError("Static quantization needs calibration data, but the run has none.")
         require_scopes(state.model, self.config.exclude, of=f"`exclude` of pass '{self.name}'")
-        candidates = find_candidates(state.model, exclude=self.config.exclude)
-        if not any(item.row.is_compute for item in candidates.nodes):
-            raise _nothing_to_quantize(state.model, candidates.excluded_nodes)
-        calibrated = calibrate(
-            state.model,
-            candidates.calibrated,
-            context.calibration,
-            method=self.config.calibration_method,
-            percentile=self.config.percentile,
-            max_samples=self.config.num_samples,
-            threads=self.config.threads,
-            custom_op_libraries=context.custom_op_libraries,
-            progress=context.progress,
-        )
-        scales = activation_scales(candidates, calibrated.ranges)
-        weights = weight_scales(
-            candidates,
-            scales.activations,
-            num_bits=self.config.weight_bits,
-            per_channel=self.config.per_channel,
-        )
-        method = self.config.calibration_method
-        return QuantizationPlan(
-            activations=scales.activations,
-            weights=weights,
-            method=f"percentile {self.config.percentile:g}" if method == "percentile" else method,
-            calibration_hash=context.calibration.content_hash,
-            num_samples=calibrated.num_samples,
-            skipped=scales.skipped,
-            excluded_nodes={**candidates.excluded_nodes, **scales.excluded_nodes},
-        )
+        if self.config.mode != "static":
+            return self._plan_without_data(state)
+        if context.calibration is None:
+            raise PreconditionError(
+                "Static quantization needs calibration data, but the run has none.",
+                f"Give them, {self.without_calibration}.",
+            )
+        if self.config.engine == "neural-compressor":
+            plan = plan_with_neural_compressor(state.model, self.config, context)
+        else:
+            plan = self._calibrated_plan(state, context.calibration, context)
+        return with_account(state.model, plan, self.config, context)
 
     def apply(self, state: ModelState, plan: QuantizationPlan, context: PassContext) -> PassOutcome:
         """Hand the plan on.
@@ -130,27 +117,62 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
             PassError: The plan was made for another model.
         """
         _check_names(state, plan)
-        report = PassReport(
-            pass_id=self.pass_id,
-            pass_name=self.name,
-            summary=(
-                f"{len(plan.activations)} activations and {len(plan.weights)} weights have scales "
-                f"({plan.method}, {plan.num_samples} samples); {len(plan.excluded_nodes)} nodes stay float"
-            ),
-            changes=tuple(_range_changes(plan)),
-            skips=(
-                *(Skip(where=node, reason=reason) for node, reason in plan.excluded_nodes.items()),
-                *(Skip(where=tensor, reason=reason) for tensor, reason in plan.skipped.items()),
-            ),
-            notes=tuple(_notes(plan)),
-            figures={
-                "quantized_activations": len(plan.activations),
-                "quantized_weights": len(plan.weights),
-                "float_nodes": len(plan.excluded_nodes),
-                "calibration_samples": plan.num_samples,
-            },
-        )
+        report = plan_report(self.pass_id, self.name, plan)
         return PassOutcome(state=ModelState(model=state.model, quantization=plan), report=report)
+
+    def _calibrated_plan(self, state: ModelState, source: CalibrationSource, context: PassContext) -> QuantizationPlan:
+        config = self.config
+        candidates = find_candidates(state.model, exclude=config.exclude)
+        if not any(item.row.is_compute for item in candidates.nodes):
+            raise _nothing_to_quantize(state.model, candidates.excluded_nodes)
+        calibrated = calibrate(
+            state.model,
+            candidates.calibrated,
+            source,
+            rule=RangeRule(
+                method=config.calibration_method,
+                percentile=config.percentile,
+                momentum=config.momentum,
+                num_bits=config.activation_bits,
+            ),
+            channel_axes=channel_axes(candidates),
+            max_samples=config.num_samples,
+            threads=config.threads,
+            custom_op_libraries=context.custom_op_libraries,
+            progress=context.progress,
+        )
+        tail_reasons = reasons_with_ranges(state.model, candidates, next(iter(source)), num_bits=config.activation_bits)
+        candidates = without_mixed_last_layers(candidates, calibrated.channels, num_bits=config.activation_bits)
+        scales = activation_scales(candidates, calibrated.ranges, num_bits=config.activation_bits)
+        weights = weight_scales(
+            candidates,
+            scales.activations,
+            num_bits=config.weight_bits,
+            per_channel=config.per_channel,
+            method=config.weight_method,
+        )
+        is_percentile = config.calibration_method == "percentile"
+        return QuantizationPlan(
+            activations=scales.activations,
+            weights=weights,
+            method=f"percentile {config.percentile:g}" if is_percentile else config.calibration_method,
+            calibration_hash=source.content_hash,
+            num_samples=calibrated.num_samples,
+            skipped=scales.skipped,
+            excluded_nodes={**candidates.excluded_nodes, **tail_reasons, **scales.excluded_nodes},
+        )
+
+    def _plan_without_data(self, state: ModelState) -> QuantizationPlan:
+        plan = data_free_plan(
+            state.model,
+            mode=self.config.mode,
+            num_bits=self.config.weight_bits,
+            per_channel=self.config.per_channel,
+            exclude=self.config.exclude,
+        )
+        if not plan.weights:
+            raise _nothing_to_quantize(state.model, plan.excluded_nodes)
+        return plan
 
 
 def _nothing_to_quantize(model: ir.Model, excluded: Mapping[str, str]) -> PassError:
@@ -182,39 +204,3 @@ def _check_names(state: ModelState, plan: QuantizationPlan) -> None:
             f"The quantization plan was made for another model: this one has no tensor '{unknown[0]}'.",
             "Make the plan anew by running without `--plan`.",
         )
-
-
-def _range_changes(plan: QuantizationPlan) -> list[Change]:
-    activations = [
-        Change(
-            what="activation range",
-            where=name,
-            figures={
-                "low": found.range_min,
-                "high": found.range_max,
-                "scale": found.scale,
-                "zero_point": found.zero_point,
-            },
-        )
-        for name, found in plan.activations.items()
-    ]
-    weights = [
-        Change(
-            what="weight scales",
-            where=name,
-            figures={
-                "num_scales": len(found.scales),
-                "smallest_scale": min(found.scales),
-                "largest_scale": max(found.scales),
-            },
-        )
-        for name, found in plan.weights.items()
-    ]
-    return [*activations, *weights]
-
-
-def _notes(plan: QuantizationPlan) -> list[str]:
-    notes = []
-    if plan.num_samples < 8:
-        notes.append(f"Only {plan.num_samples} calibration samples: ranges may be too narrow. 32 to 512 are usual.")
-    return notes

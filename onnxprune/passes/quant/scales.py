@@ -15,17 +15,23 @@ import onnx_ir as ir
 
 from onnxprune.contracts import ActivationQuantization
 from onnxprune.graph.weights import constant_array
-from onnxprune.ops.affine import affine_parameters, representable_range
-from onnxprune.ops.quant import FixedQuantization, ScaleRule, activation_inputs, clip_bounds, scale_rule_of
+from onnxprune.ops.affine import activation_parameters, representable_range
+from onnxprune.ops.quant import (
+    FixedQuantization,
+    ScaleRule,
+    activation_inputs,
+    clip_bounds,
+    fixed_quantization,
+    scale_rule_of,
+)
 from onnxprune.passes.quant.calibrate import TensorRange
 from onnxprune.passes.quant.candidates import Candidate, Candidates
 
 __all__ = ["ActivationScales", "activation_scales"]
 
-ACTIVATION_BITS = 8
-
 MIN_STEPS_IN_CONCAT = 8
-"""A Concat stays float when an input would be left with fewer of the 255 steps: boxes (0..640) beside scores (0..1)."""
+"""A Concat stays float when an input would be left with fewer of the steps (255 with 8 bits): boxes (0..640) beside
+scores (0..1)."""
 
 MAX_SHARED_WIDENING = 4.0
 """Concat shares its scale with an input whose range this widens by no more than this factor (two of eight bits)."""
@@ -49,6 +55,7 @@ class _ScaleClass:
     high: float
     bounds: tuple[float, float]
     fixed: FixedQuantization | None = None
+    num_bits: int = 8
 
     @property
     def width(self) -> float:
@@ -95,22 +102,26 @@ class _Classes:
         return len(self._classes)
 
 
-def activation_scales(candidates: Candidates, calibrated: Mapping[str, TensorRange]) -> ActivationScales:
+def activation_scales(
+    candidates: Candidates, calibrated: Mapping[str, TensorRange], *, num_bits: int = 8
+) -> ActivationScales:
     """Scales and zero points for every tensor of `candidates` that has a range.
 
     Args:
         candidates: Nodes to quantize.
         calibrated: Ranges of `candidates.calibrated`. A tensor that is moved, selected or pooled from others takes over
             the hull of their ranges.
+        num_bits: 8, or 16: then zero points are 0, as TFLite and NPUs want them, and outputs of Sigmoid and its like
+            have the scale 1/32768.
     """
     skipped: dict[str, str] = {}
     excluded: dict[str, str] = {}
     own_ranges = dict(calibrated)
     for value in candidates.constants:
         own_ranges.update(_constant_range(value, skipped))
-    _inherit_ranges(candidates, own_ranges)
+    _inherit_ranges(candidates, own_ranges, num_bits)
     classes = _Classes()
-    for value, limits in _tensor_limits(candidates).items():
+    for value, limits in _tensor_limits(candidates, num_bits).items():
         name = value.name or ""
         found = own_ranges.get(name)
         if found is not None:
@@ -134,12 +145,13 @@ def activation_scales(candidates: Candidates, calibrated: Mapping[str, TensorRan
     return ActivationScales(activations=activations, skipped=skipped, excluded_nodes=excluded, num_classes=len(classes))
 
 
-def _inherit_ranges(candidates: Candidates, ranges: dict[str, TensorRange]) -> None:
+def _inherit_ranges(candidates: Candidates, ranges: dict[str, TensorRange], num_bits: int) -> None:
     """Give what comes out of operators with a shared scale the hull of what goes in."""
     for item in candidates.nodes:
         if scale_rule_of(item.node, item.row) is ScaleRule.FREE:
-            if item.row.fixed is not None:
-                low, high = representable_range(item.row.fixed.scale, item.row.fixed.zero_point, ACTIVATION_BITS)
+            fixed = fixed_quantization(item.row, num_bits)
+            if fixed is not None:
+                low, high = representable_range(fixed.scale, fixed.zero_point, num_bits)
                 ranges.update({value.name or "": TensorRange(low=low, high=high) for value in item.outputs})
             continue
         given = [ranges.get(value.name or "") for value in activation_inputs(item.node, item.row)]
@@ -149,14 +161,14 @@ def _inherit_ranges(candidates: Candidates, ranges: dict[str, TensorRange]) -> N
             ranges.update({value.name or "": hull for value in item.outputs})
 
 
-def _tensor_limits(candidates: Candidates) -> dict[ir.Value, _ScaleClass]:
+def _tensor_limits(candidates: Candidates, num_bits: int) -> dict[ir.Value, _ScaleClass]:
     """For each tensor, in graph order: what its producer says about its range."""
-    nothing_known = _ScaleClass(low=0.0, high=0.0, bounds=_UNBOUNDED)
+    nothing_known = _ScaleClass(low=0.0, high=0.0, bounds=_UNBOUNDED, num_bits=num_bits)
     limits: dict[ir.Value, _ScaleClass] = dict.fromkeys(candidates.activations, nothing_known)
     limits.update(dict.fromkeys(candidates.constants, nothing_known))
     for item in candidates.nodes:
         for value in item.outputs:
-            limits[value] = replace(nothing_known, bounds=_bounds(item), fixed=item.row.fixed)
+            limits[value] = replace(nothing_known, bounds=_bounds(item), fixed=fixed_quantization(item.row, num_bits))
     return limits
 
 
@@ -193,9 +205,10 @@ def _tie(item: Candidate, classes: _Classes) -> str | None:
         return f"'{inputs[0]}' and '{failed[0]}' can't share one scale" if failed else None
     hull = max(classes.get(name).width for name in (*inputs, *outputs))
     narrowest = min(inputs, key=lambda name: classes.get(name).width or math.inf)
-    steps = 255 * classes.get(narrowest).width / hull if hull > 0 else 255.0
+    num_steps = 2 ** classes.get(narrowest).num_bits - 1
+    steps = num_steps * classes.get(narrowest).width / hull if hull > 0 else float(num_steps)
     if 0 < steps < MIN_STEPS_IN_CONCAT:
-        return f"'{narrowest}' would keep {steps:.1f} of 255 steps beside its neighbours, whose range is wider"
+        return f"'{narrowest}' would keep {steps:.1f} of {num_steps} steps beside its neighbours, whose range is wider"
     for name in inputs:
         if classes.get(name).width * MAX_SHARED_WIDENING >= hull:
             classes.join(outputs[0], name)
@@ -210,23 +223,26 @@ def _merge(one: _ScaleClass, other: _ScaleClass) -> _ScaleClass | None:
     if fixed is None:
         # Saturation does the work of an absorbed Relu or Clip only while the range ends where it clips.
         fits = bounds[0] <= min(low, 0.0) and max(high, 0.0) <= bounds[1]
-        return _ScaleClass(low=low, high=high, bounds=bounds) if fits else None
+        return _ScaleClass(low=low, high=high, bounds=bounds, num_bits=one.num_bits) if fits else None
     if one.fixed is not None and other.fixed is not None and one.fixed != other.fixed:
         return None
-    fixed_low, fixed_high = representable_range(fixed.scale, fixed.zero_point, ACTIVATION_BITS)
+    fixed_low, fixed_high = representable_range(fixed.scale, fixed.zero_point, one.num_bits)
     # One step of grace: a sigmoid reaches 1, its quantization 255/256.
     fits = fixed_low - fixed.scale <= low and high <= fixed_high + fixed.scale
-    return _ScaleClass(low=fixed_low, high=fixed_high, bounds=_UNBOUNDED, fixed=fixed) if fits else None
+    if not fits:
+        return None
+    return _ScaleClass(low=fixed_low, high=fixed_high, bounds=_UNBOUNDED, fixed=fixed, num_bits=one.num_bits)
 
 
 def _quantization(scale_class: _ScaleClass, own: TensorRange) -> ActivationQuantization | None:
+    num_bits = scale_class.num_bits
     if scale_class.fixed is not None:
         scale, zero_point = scale_class.fixed.scale, scale_class.fixed.zero_point
     else:
         try:
-            scale, zero_point = affine_parameters(scale_class.low, scale_class.high, ACTIVATION_BITS)
+            scale, zero_point = activation_parameters(scale_class.low, scale_class.high, num_bits)
         except ValueError:
             return None
     return ActivationQuantization(
-        scale=scale, zero_point=zero_point, num_bits=ACTIVATION_BITS, range_min=own.low, range_max=own.high
+        scale=scale, zero_point=zero_point, num_bits=num_bits, range_min=own.low, range_max=own.high
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,11 @@ from onnxprune.graph.weights import constant_array
 from onnxprune.ops.affine import symmetric_scales
 from onnxprune.ops.quant import bias_input, weight_channel_axis
 from onnxprune.passes.quant.candidates import Candidate, Candidates
+from onnxprune.passes.quant.weight_search import least_squares_scales
 
-__all__ = ["LARGEST_BIAS_INTEGER", "weight_scales"]
+__all__ = ["LARGEST_BIAS_INTEGER", "WeightMethod", "weight_scales"]
+
+WeightMethod: TypeAlias = Literal["minmax", "mse"]
 
 LARGEST_BIAS_INTEGER = 2**30
 """A bias is an int32 with scale input * weight. Half of the type's range is left to the products added to it."""
@@ -27,12 +31,14 @@ def weight_scales(
     *,
     num_bits: int,
     per_channel: bool,
+    method: WeightMethod = "minmax",
 ) -> dict[str, WeightQuantization]:
     """Scales for every constant weight of `candidates`, by initializer name.
 
-    A channel's scale is its largest magnitude over 127 (for 8 bits), and larger only where the channel's bias would
-    not fit into int32 otherwise (channels that pruning or training left near zero). Nodes that share a weight share
-    its scales; where they disagree about the channel axis, there is one scale for the whole weight.
+    By "minmax", a channel's scale is its largest magnitude over 127 (for 8 bits); by "mse", the scale up to that one
+    with the smallest squared error. It is larger only where the channel's bias would not fit into int32 otherwise
+    (channels that pruning or training left near zero). Nodes that share a weight share its scales; where they disagree
+    about the channel axis, there is one scale for the whole weight.
 
     Raises:
         PassError: A weight or bias holds a number that is not finite.
@@ -48,8 +54,12 @@ def weight_scales(
             continue
         axes = {weight_channel_axis(item.node, item.row) if per_channel else None for item in items}
         axis = axes.pop() if len(axes) == 1 else None
-        found = symmetric_scales(_largest_magnitudes(array, axis), num_bits)
-        zero_channels = _largest_magnitudes(array, axis) == 0
+        magnitudes = _largest_magnitudes(array, axis)
+        if method == "mse":
+            found = least_squares_scales(array, magnitudes, axis, num_bits)
+        else:
+            found = symmetric_scales(magnitudes, num_bits)
+        zero_channels = magnitudes == 0
         for item in items:
             found = _widened_for_bias(found, zero_channels, item, activations)
         scales[weight.name or ""] = WeightQuantization(

@@ -8,7 +8,8 @@ from onnx import helper
 
 from onnxprune.contracts import CanonicalModel
 from onnxprune.errors import BadDataError
-from onnxprune.passes.quant.calibrate import TensorRange, calibrate
+from onnxprune.passes.quant.accumulate import RangeRule, TensorRange
+from onnxprune.passes.quant.calibrate import calibrate
 from tests.builders import canonical, proto_of
 from tests.quantization import ArraySource
 
@@ -69,7 +70,7 @@ def test_percentile_leaves_the_outlier_out() -> None:
     rows[250, 0] = 1000.0
     data = ArraySource(tuple({"x": row[None]} for row in rows))
 
-    found = calibrate(model, tensors(model, "x"), data, method="percentile", percentile=99.0)
+    found = calibrate(model, tensors(model, "x"), data, rule=RangeRule(method="percentile", percentile=99.0))
 
     assert found.ranges["x"].high < 2.3
 

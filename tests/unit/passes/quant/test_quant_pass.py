@@ -8,15 +8,16 @@ from onnx import helper
 from pydantic import ValidationError
 
 from onnxprune.contracts import CanonicalModel, ModelState, PassContext, QuantizationPlan
-from onnxprune.errors import PassError, PreconditionError, UsageError
+from onnxprune.errors import BadDataError, PassError, PreconditionError, UsageError
 from onnxprune.graph.metadata import MODULE_PATH_KEY
 from onnxprune.graph.weights import replace_weight
 from onnxprune.passes.harness import plan_from_json, plan_to_json, run_pass
 from onnxprune.passes.quant import QuantConfig, QuantPass
 from onnxprune.passes.quant.candidates import find_candidates
+from onnxprune.passes.quant.simulate import simulated
 from onnxprune.passes.quant.weights import weight_scales
 from tests.builders import canonical, conv_net, proto_of
-from tests.quantization import ArraySource, normal_batches, plan_for
+from tests.quantization import ArraySource, normal_batches, plan_for, run, signal_to_noise_db
 
 SHAPE = (1, 4, 8, 8)
 SOURCE = normal_batches(SHAPE)
@@ -120,7 +121,17 @@ def test_a_model_that_is_quantized_already_is_named_as_such() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"percentile": 50.0}, {"weight_bits": 9}, {"num_samples": 0}, {"exclude": ("",)}, {"percentil": 99.0}]
+    "wrong",
+    [
+        {"momentum": 1.0},
+        {"calibration_method": "median"},
+        {"weight_method": "entropy"},
+        {"percentile": 50.0},
+        {"weight_bits": 9},
+        {"num_samples": 0},
+        {"exclude": ("",)},
+        {"percentil": 99.0},
+    ],
 )
 def test_wrong_configuration_is_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
@@ -166,6 +177,37 @@ def test_concat_leaves_a_narrow_input_its_own_scale() -> None:
 
     assert activations["a"].scale == activations["c"].scale
     assert activations["b"].scale < activations["c"].scale / 4
+
+
+def test_concat_stays_float_where_an_input_would_be_left_with_too_few_of_the_steps_that_its_bits_have() -> None:
+    model = concat_net(0.003, "LeakyRelu")
+
+    assert "of 255 steps" in plan_for(model, SOURCE).excluded_nodes["concat"]
+    assert not plan_for(model, SOURCE, activation_bits=16).excluded_nodes
+
+
+@pytest.mark.parametrize("method", ["entropy", "mse"])
+def test_calibration_for_sixteen_bits_clips_no_more_than_these_need(method: str) -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="conv"),
+        helper.make_node("Relu", ["a"], ["r"], name="relu"),
+        helper.make_node("Conv", ["r", "v"], ["y"], name="last"),
+    ]
+    model = net(*nodes, w=weights(8, 4, 3, 3), v=weights(8, 8, 1, 1))
+
+    # Tails so long that 8 bits would rather saturate than round so coarsely.
+    source = normal_batches(SHAPE, count=300)
+    expected = np.concatenate([run(model, batch)[0] for batch in source])
+
+    def snr_db_and_scale(calibration_method: str) -> tuple[float, float]:
+        plan = plan_for(model, source, calibration_method=calibration_method, activation_bits=16)
+        twin = simulated(model, plan)
+        actual = np.concatenate([run(twin, batch)[0] for batch in source])
+        return signal_to_noise_db(expected, actual), plan.activations["x"].scale
+
+    (snr_db, scale), (widest_snr_db, widest_scale) = snr_db_and_scale(method), snr_db_and_scale("minmax")
+    assert snr_db > widest_snr_db - 0.5
+    assert scale > 0.99 * widest_scale
 
 
 def test_concat_does_not_widen_a_relu_below_zero() -> None:
@@ -309,6 +351,40 @@ def test_fewer_bits_for_weights_widen_the_scales() -> None:
     eight, four = (plan_for(conv_net(batch=1), source, weight_bits=bits).weights["stem.weight"] for bits in (8, 4))
 
     np.testing.assert_allclose(np.array(four.scales) / np.array(eight.scales), 127 / 7, rtol=1e-6)
+
+
+# Of so few numbers "entropy" cuts none; `test_range_search.py` shows where it does.
+@pytest.mark.parametrize("method", ["moving-average", "percentile", "mse"])
+def test_a_method_narrows_ranges_but_not_that_of_the_last_layer(method: str) -> None:
+    source = normal_batches((1, 3, 8, 8), count=120)
+
+    plan = plan_for(conv_net(batch=1), source, calibration_method=method)
+    extremes = plan_for(conv_net(batch=1), source)
+
+    assert plan.method.startswith(method)
+    # The largest of the scores is the one that counts.
+    assert plan.activations["y"] == extremes.activations["y"]
+    assert plan.activations["x"].range_max < extremes.activations["x"].range_max
+
+
+def test_weight_scales_of_least_squared_error_on_request() -> None:
+    source = normal_batches((1, 3, 8, 8))
+
+    narrow = plan_for(conv_net(batch=1), source, weight_method="mse", weight_bits=4).weights["stem.weight"].scales
+    wide = plan_for(conv_net(batch=1), source, weight_bits=4).weights["stem.weight"].scales
+
+    assert all(one <= other for one, other in zip(narrow, wide, strict=True))
+    assert sum(narrow) < 0.97 * sum(wide)
+
+
+@pytest.mark.parametrize("method", ["moving-average", "percentile", "entropy", "mse"])
+def test_every_method_refuses_what_is_not_finite(method: str) -> None:
+    broken = np.ones(SHAPE, np.float32)
+    broken[0, 0, 0, 0] = np.nan
+    model = net(helper.make_node("Conv", ["x", "w"], ["y"], name="conv"), w=weights(8, 4, 3, 3))
+
+    with pytest.raises(BadDataError, match="Calibration sample 1 makes input 'x' not finite"):
+        plan_for(model, ArraySource((*SOURCE.batches[:1], {"x": broken})), calibration_method=method)
 
 
 def test_model_in_half_precision_is_refused_with_the_reason() -> None:
