@@ -23,7 +23,11 @@ PASSES: dict[str, str] = {
     "prune": "onnxprune.passes.prune:PrunePass",
     "sparsify": "onnxprune.passes.sparsify:SparsifyPass",
     "fp16": "onnxprune.passes.fp16:Fp16Pass",
+    "equalize": "onnxprune.passes.equalize:EqualizePass",
+    "smoothquant": "onnxprune.passes.smoothquant:SmoothQuantPass",
     "quant": "onnxprune.passes.quant:QuantPass",
+    "adaround": "onnxprune.passes.adaround:AdaRoundPass",
+    "bias-correction": "onnxprune.passes.bias_correction:BiasCorrectionPass",
 }
 TARGETS: dict[str, str] = {
     "onnx": "onnxprune.targets.onnx:OnnxTarget",

@@ -63,7 +63,12 @@ ResultT = TypeVar("ResultT")
 
 
 def check_requirements(
-    passes: Sequence[Pass[Any, Any]], *, has_calibration: bool, has_evaluator: bool, untimed_reason: str = ""
+    passes: Sequence[Pass[Any, Any]],
+    *,
+    has_calibration: bool,
+    has_evaluator: bool,
+    untimed_reason: str = "",
+    is_quantized: bool = False,
 ) -> None:
     """Refuse a list of passes that the run can't serve, before anything is opened.
 
@@ -72,10 +77,11 @@ def check_requirements(
         has_calibration: The run has calibration data.
         has_evaluator: The run has an evaluator.
         untimed_reason: Why timings of this machine do not count ("latencies are not measured"); "" where they do.
+        is_quantized: An earlier pass has made a quantization plan.
 
     Raises:
-        PreconditionError: Calibration data or an evaluator is missing, or a pass would make the quantization plan of
-            an earlier one wrong. The message names the passes and what to give.
+        PreconditionError: Calibration data or an evaluator is missing, a pass would make the quantization plan of an
+            earlier one wrong, or needs one that no earlier pass makes. The message names the passes and what to give.
     """
     given = {
         Requirement.CALIBRATION: has_calibration,
@@ -87,19 +93,32 @@ def check_requirements(
         if needing and not given[requirement]:
             subject = f"Passes {quoted_list(needing)} need" if len(needing) > 1 else f"Pass '{needing[0]}' needs"
             lack = untimed_reason if requirement is Requirement.TIMING else "the run has none"
+            ways = [pass_.without_calibration for pass_ in passes if requirement is Requirement.CALIBRATION]
+            instead = "".join(f", {way}" for way in dict.fromkeys(ways) if way)
             raise PreconditionError(
                 f"{subject} {requirement.value}, but {lack}.",
-                f"{_HOW_TO_GIVE[requirement]}, or drop {quoted_list(needing)}.",
+                f"{_HOW_TO_GIVE[requirement]}{instead}, or drop {quoted_list(needing)}.",
             )
     quantized_by: str | None = None
+    has_activations = False
     for pass_ in passes:
         if quantized_by is not None and not pass_.keeps_quantization:
             raise PreconditionError(
                 f"Pass '{pass_.pass_id}' stands after '{quantized_by}' and would make its plan wrong.",
-                f"Put '{quantized_by}' last.",
+                f"Put '{pass_.pass_id}' before '{quantized_by}'.",
+            )
+        if pass_.needs_quantization and quantized_by is None and not is_quantized:
+            raise PreconditionError(
+                f"Pass '{pass_.pass_id}' repairs what quantization does, but no pass before it quantizes.",
+                f"Put 'quant' before '{pass_.pass_id}', or drop it.",
+            )
+        if pass_.needs_quantization and quantized_by is not None and not has_activations:
+            raise PreconditionError(
+                f"Pass '{pass_.pass_id}' needs scales for activations, and '{quantized_by}' plans none in its mode.",
+                f"Set {quantized_by}.mode to 'static', or drop '{pass_.pass_id}'.",
             )
         if pass_.produces_quantization:
-            quantized_by = pass_.pass_id
+            quantized_by, has_activations = pass_.pass_id, pass_.plans_activations
 
 
 def run_pass(pass_: Pass[Any, Any], state: ModelState, context: PassContext, *, plan: Any = None) -> PassOutcome:
@@ -125,6 +144,7 @@ def run_pass(pass_: Pass[Any, Any], state: ModelState, context: PassContext, *, 
         [pass_],
         has_calibration=context.calibration is not None or plan is not None,
         has_evaluator=context.evaluator is not None or plan is not None,
+        is_quantized=state.quantization is not None,
     )
     if state.quantization is not None and not pass_.keeps_quantization:
         raise PreconditionError(
