@@ -12,6 +12,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -19,8 +20,17 @@ import numpy.typing as npt
 
 from onnxprune.contracts import Batch, LatencyRatio, LatencySummary, Runner
 from onnxprune.errors import UsageError
+from onnxprune.runtime.round_statistics import MIN_ROUNDS, is_settled, mean_and_error
 
-__all__ = ["block_bootstrap_ratio", "interleaved_ratio", "measure_latency", "undisturbed_ms", "undisturbed_ratio"]
+__all__ = [
+    "PairTiming",
+    "block_bootstrap_ratio",
+    "interleaved_ratio",
+    "measure_latency",
+    "timed_pair",
+    "undisturbed_ms",
+    "undisturbed_ratio",
+]
 
 CONFIDENCE = 0.95
 BOOTSTRAP_DRAWS = 1000
@@ -44,6 +54,20 @@ class _PreparesFeeds(Protocol):
 class _KnowsThreads(Protocol):
     @property
     def threads(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairTiming:
+    """Milliseconds of two calls that were timed in turn, as if nothing else ran (see `undisturbed_ratio`).
+
+    `ratio` is before over after, above 1 where the second is faster. The true one is further than two `error`s below or
+    above it with a chance of 1.4 % each, however few the rounds were (`round_statistics.mean_and_error`).
+    """
+
+    before_ms: float
+    after_ms: float
+    ratio: float
+    error: float
 
 
 def measure_latency(
@@ -179,11 +203,64 @@ def undisturbed_ratio(
         ratios.append(
             float(np.quantile(after_ns, _UNDISTURBED_QUANTILE) / np.quantile(before_ns, _UNDISTURBED_QUANTILE))
         )
-        middle = float(np.median(ratios))
-        deviation = 1.4826 * float(np.median(np.abs(np.array(ratios) - middle)))
-        if len(ratios) >= 3 and 1.25 * deviation / len(ratios) ** 0.5 <= tolerance * middle:
+        middle, error = _middle_and_error(ratios)
+        if len(ratios) >= 3 and error <= tolerance * middle:
             break
     return middle
+
+
+def timed_pair(
+    before: Runner,
+    after: Runner,
+    feeds: Batch,
+    *,
+    round_seconds: float = 0.25,
+    max_rounds: int = 8,
+    tolerance: float = 0.005,
+    warmup: int = 3,
+) -> PairTiming:
+    """How long both take, timed in turn until it is clear which is faster.
+
+    Times as `undisturbed_ratio` does. Ends when it is clear (`round_statistics.is_settled`) or after `max_rounds`.
+
+    Args:
+        before: The reference.
+        after: What is compared with it.
+        feeds: One batch for both.
+        round_seconds: Time spent in one round; each times at least 3 pairs.
+        max_rounds: At least `MIN_ROUNDS` are timed in any case.
+        tolerance: As a part of the ratio.
+        warmup: Untimed runs of each before.
+    """
+    call_before, call_after = _prepared(before, feeds), _prepared(after, feeds)
+    for _ in range(warmup):
+        call_before()
+        call_after()
+    rounds: list[tuple[float, float]] = []
+    while True:
+        timed = _time_in_turn(
+            call_before,
+            call_after,
+            min_runs=3,
+            min_seconds=round_seconds,
+            clock=_undisturbed_clock(before, after),
+        )
+        first_ns, second_ns = (float(np.quantile(durations, _UNDISTURBED_QUANTILE)) for durations in timed)
+        rounds.append((first_ns, second_ns))
+        if len(rounds) < MIN_ROUNDS:
+            continue
+        ratio, error = mean_and_error([first / second for first, second in rounds])
+        if len(rounds) >= max_rounds or is_settled(ratio, error, tolerance=tolerance):
+            break
+    before_ms, after_ms = (float(np.median(column)) / 1e6 for column in zip(*rounds, strict=True))
+    return PairTiming(before_ms=before_ms, after_ms=after_ms, ratio=ratio, error=error)
+
+
+def _middle_and_error(ratios: Sequence[float]) -> tuple[float, float]:
+    """The median, and its standard error from the median absolute deviation."""
+    middle = float(np.median(ratios))
+    deviation = 1.4826 * float(np.median(np.abs(np.array(ratios) - middle)))
+    return middle, 1.25 * deviation / len(ratios) ** 0.5
 
 
 def _time_in_turn(

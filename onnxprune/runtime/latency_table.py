@@ -19,7 +19,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -36,8 +35,8 @@ import onnx_ir as ir
 
 from onnxprune.contracts import JsonValue, NullProgress, Progress, numpy_dtype
 from onnxprune.errors import OnnxPruneError
-from onnxprune.runtime.host import host_isa, processor_name, runtime_versions
 from onnxprune.runtime.sessions import ort_runner_from_model
+from onnxprune.runtime.timing_store import machine_key, read_timings, write_timings
 
 __all__ = ["Dim", "LayerSpec", "OperandSpec", "Point", "Timing", "default_table_folder", "layer_times"]
 
@@ -170,7 +169,7 @@ def layer_times(
         folder: Where tables are kept; None: measure everything and keep nothing.
         progress: Follows the small models.
     """
-    table = _Table(folder / _machine_key(threads)) if folder is not None else None
+    table = _Table(folder / machine_key(threads, schema=_SCHEMA)) if folder is not None else None
     times: dict[LayerSpec, dict[Point, Timing]] = {
         spec: (table.read(spec) if table is not None else {}) for spec in wanted
     }
@@ -191,18 +190,6 @@ def layer_times(
 # --- on disk --------------------------------------------------------------------------------------------------
 
 
-def _machine_key(threads: int) -> str:
-    facts = {
-        "schema": _SCHEMA,
-        "processor": processor_name(),
-        "isa": host_isa().summary,
-        "system": platform.system(),
-        "onnxruntime": runtime_versions().get("onnxruntime", ""),
-        "threads": threads,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
 class _Table:
     """Times of layers in a folder, one file a layer. A disk that refuses costs time in the next run, nothing else."""
 
@@ -210,13 +197,15 @@ class _Table:
         self._folder = folder
 
     def read(self, spec: LayerSpec) -> dict[Point, Timing]:
+        data = read_timings(self._path(spec))
+        if not isinstance(data, dict):
+            return {}
         try:
-            data = json.loads(self._path(spec).read_text(encoding="utf-8"))
             points = {
                 tuple(int(width) for width in point): Timing(float(time_ms), bool(is_blocked))
                 for point, time_ms, is_blocked in data["points"]
             }
-        except (OSError, ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError):
             return {}
         is_sound = data.get("layer") == _to_json(spec) and all(
             math.isfinite(timing.time_ms) and timing.time_ms > 0 for timing in points.values()
@@ -229,15 +218,7 @@ class _Table:
         if not merged:
             return
         content = {"layer": _to_json(spec), "points": [[list(point), *merged[point]] for point in sorted(merged)]}
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self._folder, prefix=".partial-", delete=False
-            ) as file:
-                json.dump(content, file)
-            Path(file.name).replace(self._path(spec))
-        except OSError:
-            return
+        write_timings(self._path(spec), content)
 
     def _path(self, spec: LayerSpec) -> Path:
         return self._folder / f"{spec.key}.json"

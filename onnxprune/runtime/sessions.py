@@ -197,6 +197,7 @@ def ort_runner_from_model(
     optimization: Optimization = "all",
     extra_outputs: Sequence[str] = (),
     profile_prefix: Path | None = None,
+    blocked_layout: bool = True,
 ) -> OrtRunner:
     """A runner for `model` as it is now; later changes of `model` don't reach it.
 
@@ -211,6 +212,8 @@ def ort_runner_from_model(
         extra_outputs: Names of values inside the main graph to return as well, in this order, after the model's own
             outputs. ONNX Runtime then keeps them and doesn't fuse across them.
         profile_prefix: As in `ort_runner_from_path`.
+        blocked_layout: Whether float convolutions on x86 may work on channels in blocks of the vector width, as they
+            do by default. `.ort` files that shall run on other machines don't.
 
     Raises:
         UsageError: An extra output is not the output of a node of the main graph; or `threads` is below 1.
@@ -222,12 +225,21 @@ def ort_runner_from_model(
     options = _session_options(threads, custom_op_libraries, optimization, profile_prefix)
     declared = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs) if value.name}
     if weight_bytes(model) <= _IN_MEMORY_UP_TO_BYTES:
-        return _runner(model_bytes(model), options, threads=threads, subject=subject, declared=declared)
+        return _runner(
+            model_bytes(model),
+            options,
+            threads=threads,
+            subject=subject,
+            declared=declared,
+            blocked_layout=blocked_layout,
+        )
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "model.onnx"
         save_model(model, path, external_data=True)
         # The session keeps what it maps alive; the names can go.
-        return _runner(str(path), options, threads=threads, subject=subject, declared=declared)
+        return _runner(
+            str(path), options, threads=threads, subject=subject, declared=declared, blocked_layout=blocked_layout
+        )
 
 
 def _runner(
@@ -237,11 +249,17 @@ def _runner(
     threads: int,
     subject: str,
     declared: Mapping[str, ir.Value],
+    blocked_layout: bool = True,
 ) -> OrtRunner:
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            source,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=None if blocked_layout else ["NchwcTransformer"],
+        )
     except ort_exceptions() as error:
         raise load_error(error, subject) from error
     return OrtRunner(

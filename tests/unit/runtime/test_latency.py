@@ -12,9 +12,11 @@ from onnxprune.contracts import Batch
 from onnxprune.errors import BadDataError, UsageError
 from onnxprune.runtime import latency
 from onnxprune.runtime.latency import (
+    PairTiming,
     block_bootstrap_ratio,
     interleaved_ratio,
     measure_latency,
+    timed_pair,
     undisturbed_ms,
     undisturbed_ratio,
 )
@@ -273,3 +275,38 @@ def test_of_runners_with_one_thread_the_processor_time_counts(monkeypatch: pytes
     before, after = (OneThreadRunner(clock, work_ms, disturbed_ms=50.0) for work_ms in (4.0, 3.0))
     before._calls = after._calls = 1  # no call of the first rounds is free of interruptions alone
     assert undisturbed_ratio(before, after, {}, tolerance=0.01) == 0.75
+
+
+def test_a_pair_is_timed_as_if_nothing_else_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    before, after = ClockRunner(clock, 4.0, disturbed_ms=12.0), ClockRunner(clock, 2.0, disturbed_ms=1.0)
+    timing = timed_pair(before, after, {}, round_seconds=0.5)
+    assert (timing.before_ms, timing.after_ms, timing.ratio, timing.error) == (4.0, 2.0, 2.0, 0.004)
+
+
+def time_rounds(monkeypatch: pytest.MonkeyPatch, rounds: Iterator[tuple[int, int]], *, max_rounds: int) -> PairTiming:
+    monkeypatch.setattr(latency, "_time_in_turn", lambda *_args, **_options: tuple([t] for t in next(rounds)))
+    runner = ClockRunner(Clock(), 1.0, disturbed_ms=0.0)
+    return timed_pair(runner, runner, {}, max_rounds=max_rounds)
+
+
+def test_rounds_go_on_while_they_leave_doubt_which_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = iter([(100, 90), (100, 112), (100, 95), (100, 108), (100, 99), (100, 101)])
+    timing = time_rounds(monkeypatch, rounds, max_rounds=6)
+    assert next(rounds, None) is None
+    assert abs(timing.ratio - 1) < 2 * timing.error
+
+
+def test_rounds_end_where_the_slower_one_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = iter([(100, 150), (100, 152), (100, 149), (100, 151), (100, 150), (100, 100)])
+    timing = time_rounds(monkeypatch, rounds, max_rounds=8)
+    assert next(rounds) == (100, 100)
+    assert timing.ratio + 2 * timing.error < 1
+
+
+def test_three_rounds_that_agree_by_chance_settle_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = iter([(100, 104), (100, 104), (100, 104), (100, 96), (100, 97), (100, 101)])
+    timing = time_rounds(monkeypatch, rounds, max_rounds=6)
+    assert next(rounds, None) is None
+    assert timing.ratio + 2 * timing.error > 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune.runtime import latency_table
+from onnxprune.runtime import latency_table, timing_store
 from onnxprune.runtime.latency_table import Dim, LayerSpec, OperandSpec, default_table_folder, layer_times
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_measured_again(tmp_path: Path, content: str) -> None:
 def test_other_threads_and_processors_have_other_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer_times({GEMM: [(2, 4)]}, folder=tmp_path)
     layer_times({GEMM: [(2, 4)]}, folder=tmp_path, threads=2)
-    monkeypatch.setattr(latency_table, "processor_name", lambda: "another one")
+    monkeypatch.setattr(timing_store, "processor_name", lambda: "another one")
     layer_times({GEMM: [(2, 4)]}, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 

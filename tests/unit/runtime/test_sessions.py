@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from onnxprune.contracts import Runner, TensorSpec
 from onnxprune.errors import BadDataError, ModelError, OutputError, UsageError
 from onnxprune.runtime import sessions
+from onnxprune.runtime.host import host_isa
 from onnxprune.runtime.sessions import ort_runner_from_model, ort_runner_from_path
 from tests.builders import conv_net, proto_of
 
@@ -37,6 +38,18 @@ def test_runner_from_a_file_computes_what_the_runner_from_the_graph_computes(tmp
     from_graph = ort_runner_from_model(model).run({"x": image})
     assert list(from_file) == ["y"]
     np.testing.assert_array_equal(from_file["y"], from_graph["y"])
+
+
+@pytest.mark.skipif(host_isa().arch != "x86-64", reason="channels in blocks are a layout of x86")
+def test_blocked_layout_can_be_left_out_as_ort_files_do(tmp_path: Path, image: np.ndarray) -> None:
+    kernels = []
+    for blocked_layout in (True, False):
+        runner = ort_runner_from_model(
+            conv_net(), profile_prefix=tmp_path / str(blocked_layout), blocked_layout=blocked_layout
+        )
+        runner.run({"x": image})
+        kernels.append("nchwc" in runner.end_profiling().read_text())
+    assert kernels == [True, False]
 
 
 def test_model_above_the_memory_limit_goes_through_a_folder_that_is_gone_afterwards(

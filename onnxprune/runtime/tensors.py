@@ -1,0 +1,38 @@
+"""Asking a graph in ONNX Runtime for the tensors inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxprune.runtime.sessions import Optimization, OrtRunner, ort_runner_from_model
+
+__all__ = ["OrtTensors"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrtTensors:
+    """A `onnxprune.evaluate.tensor_diff.TensorSource`: a graph whose tensors become outputs, a new session each time.
+
+    ONNX Runtime does not fuse across an output, so operators around it may run in other kernels than in the artifact:
+    an integer kernel in between can differ by a step of its scale.
+    """
+
+    model: ir.Model
+    threads: int = 1
+    custom_op_libraries: tuple[Path, ...] = ()
+    optimization: Optimization = "all"
+
+    def runner(self, names: Sequence[str]) -> OrtRunner:
+        """A runner that gives the model's outputs and the tensors called `names`."""
+        outputs = {value.name for value in self.model.graph.outputs}
+        return ort_runner_from_model(
+            self.model,
+            threads=self.threads,
+            custom_op_libraries=self.custom_op_libraries,
+            optimization=self.optimization,
+            extra_outputs=[name for name in dict.fromkeys(names) if name not in outputs],
+        )
