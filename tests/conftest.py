@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real models and data of '{folder.name}', which are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def timings_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Timings of this machine are kept for one session of tests, and not in the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
+        yield

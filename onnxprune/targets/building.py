@@ -9,19 +9,41 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.contracts import ArtifactFile, Finding, JsonValue, ModelState, Placement, TargetContext
+from onnxprune.contracts import (
+    ArtifactFile,
+    Finding,
+    JsonValue,
+    ModelState,
+    Placement,
+    QuantizationPlan,
+    RegionTiming,
+    TargetContext,
+)
 from onnxprune.errors import ModelError, PreconditionError, quoted_list
 from onnxprune.graph.weights import iter_windows
 from onnxprune.runtime.host import HostIsa
+from onnxprune.runtime.latency_table import default_table_folder
+from onnxprune.runtime.model_timing import ModelTimer
 from onnxprune.targets import qdq
+from onnxprune.targets.placement_findings import (
+    measured_placement_findings,
+    planned_placement_finding,
+    table_placement_finding,
+)
+from onnxprune.targets.qdq.data_free import place_data_free, spell_data_free
+from onnxprune.targets.qdq.everywhere import everywhere_target, place_everywhere, spell_everywhere
+from onnxprune.targets.qdq.measured import measured_placement
 from onnxprune.targets.qdq.spelling import SpellingName
+from onnxprune.targets.qdq.stored import StorageForm
 
 __all__ = [
     "PROVENANCE_KEY",
+    "PlacementChoice",
     "Spelled",
     "artifact_file",
     "check_interface",
@@ -29,12 +51,15 @@ __all__ = [
     "host_spelling",
     "int8_finding",
     "kernels_saturate",
+    "model_timer",
     "require_spelling",
     "scratch_folder",
     "spell_for",
     "with_provenance",
     "zeros_finding",
 ]
+
+PlacementChoice: TypeAlias = Literal["measured", "table", "everywhere"]
 
 PROVENANCE_KEY = "onnxprune"
 """The key of the model's metadata under which the provenance stands, as JSON."""
@@ -49,10 +74,30 @@ _WINDOW_BYTES = 1 << 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spelled:
-    """A graph ready to be written: the float model itself, or its QDQ spelling with the placement behind it."""
+    """A graph ready to be written: the float model itself, or its int8 spelling with the placement behind it."""
 
     model: ir.Model
     placement: Placement | None
+    regions: tuple[RegionTiming, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """How the placement was decided, and what came of it."""
+
+    @property
+    def has_integer_arithmetic(self) -> bool:
+        """True when layers compute in integers; False for float, and where only the stored weights are integers."""
+        return self.placement is not None and bool(self.placement.integer_nodes)
+
+
+def model_timer(context: TargetContext, choice: PlacementChoice, *, blocked_layout: bool = True) -> ModelTimer | None:
+    """What times the integer regions of this build; None where nothing may be timed."""
+    if choice != "measured" or context.timing_threads is None:
+        return None
+    return ModelTimer(
+        threads=context.timing_threads,
+        folder=default_table_folder() / "models",
+        blocked_layout=blocked_layout,
+        custom_op_libraries=context.custom_op_libraries,
+    )
 
 
 def host_spelling(isa: HostIsa) -> SpellingName | None:
@@ -84,21 +129,71 @@ def require_spelling(spelling: SpellingName | None, isa: HostIsa) -> SpellingNam
     return spelling
 
 
-def spell_for(state: ModelState, context: TargetContext, spelling: SpellingName) -> Spelled:
-    """The graph to write for `state`: the QDQ spelling where it has a quantization plan, else the float model."""
-    if state.quantization is None:
-        return Spelled(model=state.model, placement=None)
+def spell_for(
+    state: ModelState,
+    context: TargetContext,
+    spelling: SpellingName,
+    *,
+    choice: PlacementChoice,
+    stored: StorageForm = "folded",
+    timer: ModelTimer | None = None,
+) -> Spelled:
+    """The graph to write for `state`: the int8 spelling where it has a quantization plan, else the float model.
+
+    Args:
+        state: Model and plan.
+        context: Has the placement of an earlier run, where there is one: nothing is decided then.
+        spelling: The processor.
+        choice: Who places a static plan. "everywhere": for runtimes with kernels of their own, 16 bits included.
+        stored: How weights are stored that the modes without calibration data compute with in float.
+        timer: What times integer regions; None: the operator table decides.
+
+    Raises:
+        PreconditionError: The context's placement is for another platform.
+    """
+    model, plan = state.model, state.quantization
+    if plan is None:
+        return Spelled(model=model, placement=None)
+    is_everywhere = choice == "everywhere" and plan.mode == "static"
+    wanted = everywhere_target(spelling) if is_everywhere else qdq.find_spelling(spelling).placement_target
     placement = context.placement
-    if placement is None:
-        placement = qdq.place(state.model, state.quantization, spelling)
-    wanted = qdq.find_spelling(spelling).placement_target
-    if placement.target != wanted:
+    if placement is not None and placement.target != wanted:
         raise PreconditionError(
             f"The plan places integers for '{placement.target}', and this build is for '{wanted}'.",
             "Name the plan's platform in the target's settings, or run without --plan to decide anew.",
         )
-    model = qdq.spell(state.model, state.quantization, placement, spelling)
-    return Spelled(model=model, placement=placement)
+    if plan.mode != "static":
+        placement = placement or place_data_free(model, plan, spelling, form=stored)
+        return Spelled(model=spell_data_free(model, plan, placement, spelling, form=stored), placement=placement)
+    if is_everywhere:
+        placement = placement or place_everywhere(model, plan, spelling)
+        return Spelled(model=spell_everywhere(model, plan, placement, spelling), placement=placement)
+    return _spelled_for_kernels(state, plan, context, spelling, timer)
+
+
+def _spelled_for_kernels(
+    state: ModelState,
+    plan: QuantizationPlan,
+    context: TargetContext,
+    spelling: SpellingName,
+    timer: ModelTimer | None,
+) -> Spelled:
+    """A static plan, integer where ONNX Runtime's kernels make that faster."""
+    regions: tuple[RegionTiming, ...] = ()
+    placement, findings = context.placement, []
+    if placement is not None:
+        findings.append(planned_placement_finding(placement))
+    elif timer is None:
+        placement = qdq.place(state.model, plan, spelling)
+        findings.append(table_placement_finding(placement))
+    else:
+        measured = measured_placement(
+            state.model, plan, spelling, timer=timer, seed=context.seed, progress=context.progress
+        )
+        placement, regions = measured.placement, measured.regions
+        findings.extend(measured_placement_findings(measured))
+    model = qdq.spell(state.model, plan, placement, spelling)
+    return Spelled(model=model, placement=placement, regions=regions, findings=tuple(findings))
 
 
 def with_provenance(model: ir.Model, provenance: Mapping[str, JsonValue]) -> ir.Model:

@@ -21,24 +21,29 @@ from onnxprune.errors import PreconditionError, TargetError, disk_errors
 from onnxprune.graph.io import save_model
 from onnxprune.graph.weights import weight_bytes
 from onnxprune.runtime.host import HostIsa, host_isa, runtime_versions
+from onnxprune.runtime.model_timing import ModelTimer
 from onnxprune.runtime.sessions import ort_runner_from_path
 from onnxprune.targets.building import (
+    PlacementChoice,
     artifact_file,
     check_interface,
     custom_operators_finding,
     host_spelling,
     int8_finding,
     kernels_saturate,
+    model_timer,
     require_spelling,
     scratch_folder,
     spell_for,
     with_provenance,
     zeros_finding,
 )
+from onnxprune.targets.data_free_findings import data_free_findings
 from onnxprune.targets.mobile_check import mobile_findings
 from onnxprune.targets.ort_convert import OptimizationLevel, OptimizationStyle, convert_to_ort
 from onnxprune.targets.ort_format import OrtFileFacts, minimum_ort_version, read_ort_facts
 from onnxprune.targets.proof import arithmetic_of, prove, write_reference
+from onnxprune.targets.qdq.saturation import saturation_findings
 from onnxprune.targets.qdq.spelling import SpellingName
 
 __all__ = ["OrtMobileConfig", "OrtMobileTarget"]
@@ -53,6 +58,10 @@ class OrtMobileConfig(PassConfig):
 
     platform: Literal["arm64", "x86-64", "x86-64-vnni", "auto"] = "arm64"
     """The processors that the file is for: int8 spelling and optimizations. "auto" takes this machine's."""
+    placement: PlacementChoice = "measured"
+    """Who decides which nodes are integer: "measured", timings of this machine where it is the platform, timing is not
+    switched off, and the file is fully optimized in the fixed style, and else the operator table; always the
+    "table"; or nobody: "everywhere" makes all nodes integer that have scales, in 16 bits too, for NPUs."""
     optimization_style: OptimizationStyle = "fixed"
     """"fixed" for the CPU provider; "runtime" where NNAPI or CoreML take a part of the model."""
     optimization_level: OptimizationLevel = "all"
@@ -132,8 +141,16 @@ class OrtMobileTarget(Target[OrtMobileConfig]):
         """
         isa = host_isa()
         spelling = require_spelling(self.spelling, isa)
-        spelled = spell_for(state, context, spelling)
-        is_quantized = spelled.placement is not None
+        spelled = spell_for(
+            state,
+            context,
+            spelling,
+            choice=self.config.placement,
+            # Conversion would fold the other form into float32.
+            stored="kept",
+            timer=self._timer(context),
+        )
+        is_quantized = spelled.has_integer_arithmetic
         path = context.folder / f"{context.stem}.ort"
         with disk_errors(f"Writing '{path.name}'"), scratch_folder(context.folder) as scratch:
             source = scratch / f"{context.stem}.onnx"
@@ -162,7 +179,8 @@ class OrtMobileTarget(Target[OrtMobileConfig]):
                 custom_op_libraries=context.custom_op_libraries,
                 replay_saved_optimizations=facts.has_runtime_optimizations,
             )
-            mobile = mobile_findings(source, folder=scratch, has_int8_activations=is_quantized and spelling == "arm64")
+            is_static = state.quantization is not None and state.quantization.mode == "static"
+            mobile = mobile_findings(source, folder=scratch, has_int8_activations=is_static and spelling == "arm64")
             config = self._write_config(path, operators)
             built.replace(path)
             files = (artifact_file(path, role="model"), artifact_file(config, role="config"))
@@ -174,11 +192,15 @@ class OrtMobileTarget(Target[OrtMobileConfig]):
             outputs=proof.outputs,
             findings=(
                 *self._findings(state, facts, config, isa, is_quantized=is_quantized),
+                *spelled.findings,
+                *saturation_findings(state, spelled.placement, spelling),
+                *data_free_findings(state, spelled, spelling, stored="kept"),
                 *proof.findings,
                 *mobile,
             ),
             provenance=context.provenance,
             placement=spelled.placement,
+            regions=spelled.regions,
         )
 
     def runner(self, artifact: Artifact, *, threads: int = 1, custom_op_libraries: tuple[Path, ...] = ()) -> Runner:
@@ -189,6 +211,12 @@ class OrtMobileTarget(Target[OrtMobileConfig]):
             custom_op_libraries=custom_op_libraries,
             replay_saved_optimizations=self.config.optimization_style == "runtime",
         )
+
+    def _timer(self, context: TargetContext) -> ModelTimer | None:
+        """Sessions don't optimize a `.ort` file any further, so timings of fully optimized models are for such only."""
+        if self.config.optimization_level != "all" or self.config.optimization_style != "fixed":
+            return None
+        return model_timer(context, self.config.placement, blocked_layout=self.config.blocked_layout)
 
     def _write_config(self, model_path: Path, operators: str) -> Path:
         kind = "required_operators_and_types" if self.config.type_reduction else "required_operators"

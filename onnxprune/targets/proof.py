@@ -69,8 +69,8 @@ class Proof:
 
 
 def arithmetic_of(model: ir.Model, *, is_quantized: bool, host_saturates: bool) -> Arithmetic:
-    """Which limits apply to `model`."""
-    if is_quantized:
+    """Which limits apply to `model`; a QDQ graph from elsewhere runs on the same integer kernels as one of ours."""
+    if is_quantized or any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes()):
         return "saturating" if host_saturates else "int8"
     halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     values = (*model.graph.inputs, *model.graph.initializers.values())

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from onnxprune.targets.qdq.place import float_reasons, place
 from onnxprune.targets.qdq.spell import spell
-from onnxprune.targets.qdq.spelling import SPELLINGS, Spelling, SpellingName, find_spelling
+from onnxprune.targets.qdq.spelling import SPELLINGS, TFLITE, Spelling, SpellingName, find_spelling
+from onnxprune.targets.qdq.tflite import TfliteConflict, place_tflite, tflite_conflicts
 
-__all__ = ["SPELLINGS", "Spelling", "SpellingName", "find_spelling", "float_reasons", "place", "spell"]
+__all__ = [
+    "SPELLINGS",
+    "TFLITE",
+    "Spelling",
+    "SpellingName",
+    "TfliteConflict",
+    "find_spelling",
+    "float_reasons",
+    "place",
+    "place_tflite",
+    "spell",
+    "tflite_conflicts",
+]

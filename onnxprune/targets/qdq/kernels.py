@@ -1,9 +1,7 @@
-"""Which operators ONNX Runtime's CPU provider computes in integers, how they are written, and what they cost.
+"""Which operators ONNX Runtime's CPU provider computes in integers, and how they are written.
 
-Tried with onnxruntime 1.31: every row was run from its spelled form, and the optimized graph looked at. Costs are
-nanoseconds for each element (of the larger of input and output) on one core of an x86 server with AVX2; only their
-relation matters, for the choice whether an operator between others is worth its conversions. Operators with weights
-have no costs: they are what int8 is there for, and are integer wherever they can be.
+Tried with onnxruntime 1.31: every row was run from its spelled form, and the optimized graph looked at. What they cost
+stands in `cost_table.py`.
 """
 
 from __future__ import annotations
@@ -19,23 +17,19 @@ from onnxprune.ops.quant import pools_everything
 from onnxprune.ops.table import OpTable
 from onnxprune.targets.qdq import rewrites
 from onnxprune.targets.qdq.rewrites import Rewrite
+from onnxprune.targets.qdq.transposed import refuse_conv_transpose
 
-__all__ = ["DEQUANTIZE_NS", "FUSED_BUT_SLOW", "KERNELS", "QUANTIZE_NS", "Kernel"]
+__all__ = ["FUSED_BUT_SLOW", "KERNELS", "Kernel"]
 
 FUSED_BUT_SLOW = frozenset({"AveragePool", "Softmax"})
 """Operators that ONNX Runtime makes integer wherever they stand between DequantizeLinear and QuantizeLinear, with
-kernels so slow (13 and 3 ns) that converting to float and back is faster."""
-
-QUANTIZE_NS = 0.30
-DEQUANTIZE_NS = 0.16
+kernels so slow (9 to 15 and 3 ns an element) that converting to float and back is faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """One operator with an integer kernel."""
 
-    float_ns: float
-    int_ns: float
     rewrite: Rewrite = rewrites.keep_operator
     refuses: Callable[[ir.Node], str | None] = lambda _node: None
     """Why the kernel can't serve this very node; None: it can."""
@@ -59,20 +53,9 @@ def _refuse_gemm(node: ir.Node) -> str | None:
         return "QGemm with a transposed activation is not supported"
     if node.attributes.get_float("alpha", 1.0) != 1.0:
         return "its alpha is not 1"
-    bias = _constant(node, 2)
-    if bias is None:
-        return None
-    if node.attributes.get_float("beta", 1.0) != 1.0:
+    if _constant(node, 2) is not None and node.attributes.get_float("beta", 1.0) != 1.0:
         return "its beta is not 1"
-    weight = _constant(node, 1)
-    if weight is None:
-        return "its weight is computed at run time"
-    channels = weight.shape[0 if node.attributes.get_int("transB", 0) else 1]
-    return (
-        None
-        if bias.size in (1, channels) and bias.shape[-1:] in ((), (1,), (channels,))
-        else ("its bias differs from row to row")
-    )
+    return None
 
 
 def _refuse_variable_operand(node: ir.Node) -> str | None:
@@ -121,59 +104,51 @@ def _refuse_hard_sigmoid(node: ir.Node) -> str | None:
 
 
 def _register() -> None:
-    KERNELS.add(Kernel(float_ns=0, int_ns=0, refuses=_refuse_conv), "Conv")
-    KERNELS.add(Kernel(float_ns=0, int_ns=0, refuses=_refuse_gemm), "Gemm")
-    KERNELS.add(Kernel(float_ns=0, int_ns=0), "MatMul")
+    KERNELS.add(Kernel(rewrite=rewrites.convolution, refuses=_refuse_conv), "Conv")
+    transposed = Kernel(rewrite=rewrites.conv_transpose_as_conv, refuses=refuse_conv_transpose)
+    KERNELS.add(transposed, "ConvTranspose")
+    KERNELS.add(Kernel(refuses=_refuse_gemm), "Gemm")
+    KERNELS.add(Kernel(), "MatMul")
 
-    KERNELS.add(Kernel(float_ns=0.19, int_ns=0.18), "Add")
-    KERNELS.add(Kernel(float_ns=0.19, int_ns=0.18, rewrite=rewrites.sum_as_add, refuses=_refuse_long_sum), "Sum")
-    KERNELS.add(Kernel(float_ns=0.20, int_ns=0.28), "Mul")
-    subtract = Kernel(float_ns=0.19, int_ns=0.18, rewrite=rewrites.subtract_as_add, refuses=_refuse_variable_operand)
+    KERNELS.add(Kernel(), "Add")
+    KERNELS.add(Kernel(rewrite=rewrites.sum_as_add, refuses=_refuse_long_sum), "Sum")
+    KERNELS.add(Kernel(), "Mul")
+    subtract = Kernel(rewrite=rewrites.subtract_as_add, refuses=_refuse_variable_operand)
     KERNELS.add(subtract, "Sub")
-    divide = Kernel(float_ns=0.20, int_ns=0.28, rewrite=rewrites.divide_as_multiply, refuses=_refuse_variable_operand)
+    divide = Kernel(rewrite=rewrites.divide_as_multiply, refuses=_refuse_variable_operand)
     KERNELS.add(divide, "Div")
-    batch_norm = Kernel(
-        float_ns=0.17, int_ns=0.5, rewrite=rewrites.batch_norm_as_depthwise_conv, refuses=_refuse_unknown_rank
-    )
+    batch_norm = Kernel(rewrite=rewrites.batch_norm_as_depthwise_conv, refuses=_refuse_unknown_rank)
     KERNELS.add(batch_norm, "BatchNormalization")
 
     # One that no neighbour absorbed: x + 0, where the saturation of the result clips.
-    KERNELS.add(Kernel(float_ns=0.18, int_ns=0.12, rewrite=rewrites.clip_as_add), "Relu", "Clip")
-    KERNELS.add(Kernel(float_ns=0.37, int_ns=0.33), "Sigmoid")
-    KERNELS.add(Kernel(float_ns=0.21, int_ns=0.33), "LeakyRelu")
-    KERNELS.add(Kernel(float_ns=0.76, int_ns=3.0), "Softmax")
-    hard_sigmoid = Kernel(
-        float_ns=0.18, int_ns=0.18, rewrite=rewrites.hard_sigmoid_as_add, refuses=_refuse_hard_sigmoid
-    )
+    KERNELS.add(Kernel(rewrite=rewrites.clip_as_add), "Relu", "Clip")
+    KERNELS.add(Kernel(), "Sigmoid")
+    KERNELS.add(Kernel(), "LeakyRelu")
+    KERNELS.add(Kernel(), "Softmax")
+    hard_sigmoid = Kernel(rewrite=rewrites.hard_sigmoid_as_add, refuses=_refuse_hard_sigmoid)
     KERNELS.add(hard_sigmoid, "HardSigmoid")
-    KERNELS.add(Kernel(float_ns=0.35, int_ns=0.46, rewrite=rewrites.hard_swish_as_add_and_mul), "HardSwish")
+    KERNELS.add(Kernel(rewrite=rewrites.hard_swish_as_add_and_mul), "HardSwish")
 
-    KERNELS.add(Kernel(float_ns=0.25, int_ns=0.10), "GlobalAveragePool")
-    KERNELS.add(Kernel(float_ns=0.14, int_ns=0.10, rewrite=rewrites.reduce_mean_as_global_pool), "ReduceMean")
-    KERNELS.add(Kernel(float_ns=0.12, int_ns=0.05), "ReduceMax")
-    global_max = Kernel(
-        float_ns=0.12, int_ns=0.05, rewrite=rewrites.global_max_pool_as_reduce_max, refuses=_refuse_unknown_rank
-    )
+    KERNELS.add(Kernel(), "GlobalAveragePool")
+    KERNELS.add(Kernel(rewrite=rewrites.reduce_mean_as_global_pool), "ReduceMean")
+    KERNELS.add(Kernel(), "ReduceMax")
+    global_max = Kernel(rewrite=rewrites.global_max_pool_as_reduce_max, refuses=_refuse_unknown_rank)
     KERNELS.add(global_max, "GlobalMaxPool")
-    # The integer MaxPool is fast only in the channels-last form that ONNX Runtime gives it next to convolutions
-    # (6 ns otherwise).
-    KERNELS.add(Kernel(float_ns=0.34, int_ns=0.19), "MaxPool")
+    KERNELS.add(Kernel(), "MaxPool")
     # QLinearAveragePool itself takes 13 ns, so it is written otherwise.
-    average = Kernel(
-        float_ns=0.9, int_ns=0.86, rewrite=rewrites.average_pool_as_depthwise_conv, refuses=_refuse_average_pool
-    )
+    average = Kernel(rewrite=rewrites.average_pool_as_depthwise_conv, refuses=_refuse_average_pool)
     KERNELS.add(average, "AveragePool")
 
-    KERNELS.add(Kernel(float_ns=0.35, int_ns=0.11), "Concat")
-    KERNELS.add(Kernel(float_ns=0.18, int_ns=0.06), "Split")
-    KERNELS.add(Kernel(float_ns=0.18, int_ns=0.08), "Transpose")
-    KERNELS.add(Kernel(float_ns=0.10, int_ns=0.04), "Slice", "Gather", "GatherElements", "Expand", "Tile")
-    KERNELS.add(Kernel(float_ns=0, int_ns=0), "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-    KERNELS.add(Kernel(float_ns=0.7, int_ns=1.2, refuses=_refuse_resize), "Resize")
-    KERNELS.add(Kernel(float_ns=2.2, int_ns=1.4), "DepthToSpace")
+    KERNELS.add(Kernel(), "Concat")
+    KERNELS.add(Kernel(), "Split")
+    KERNELS.add(Kernel(), "Transpose")
+    KERNELS.add(Kernel(), "Slice", "Gather", "GatherElements", "Expand", "Tile")
+    KERNELS.add(Kernel(), "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+    KERNELS.add(Kernel(rewrite=rewrites.resize_as_gathers, refuses=_refuse_resize), "Resize")
+    KERNELS.add(Kernel(), "DepthToSpace")
     # These two have integer kernels that ONNX Runtime does not find behind DequantizeLinear.
-    KERNELS.add(Kernel(float_ns=0.40, int_ns=0.48, rewrite=rewrites.keep_on_integers), "SpaceToDepth")
-    KERNELS.add(Kernel(float_ns=0.33, int_ns=0.27, rewrite=rewrites.pad_on_integers), "Pad")
+    KERNELS.add(Kernel(rewrite=rewrites.keep_on_integers), "SpaceToDepth")
+    KERNELS.add(Kernel(rewrite=rewrites.pad_on_integers), "Pad")
 
 
 _register()

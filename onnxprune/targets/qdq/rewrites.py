@@ -16,6 +16,9 @@ import onnx_ir as ir
 
 from onnxprune.graph.weights import constant_array
 from onnxprune.ops.quant import QUANT, activation_inputs, bias_input, pools_everything, weight_input
+from onnxprune.targets.qdq.convolutions import WiderConvolution, widened
+from onnxprune.targets.qdq.resizing import resized_rows_and_columns
+from onnxprune.targets.qdq.transposed import Phases, phases_of
 from onnxprune.targets.qdq.writer import IntegerUnit, IntegerWriter
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "average_pool_as_depthwise_conv",
     "batch_norm_as_depthwise_conv",
     "clip_as_add",
+    "conv_transpose_as_conv",
+    "convolution",
     "divide_as_multiply",
     "global_max_pool_as_reduce_max",
     "hard_sigmoid_as_add",
@@ -31,6 +36,7 @@ __all__ = [
     "keep_operator",
     "pad_on_integers",
     "reduce_mean_as_global_pool",
+    "resize_as_gathers",
     "subtract_as_add",
     "sum_as_add",
 ]
@@ -39,6 +45,7 @@ Rewrite: TypeAlias = Callable[[IntegerWriter, IntegerUnit], None]
 
 # A bias must fit into int32 beside the products it is added to.
 _LARGEST_BIAS_INTEGER = 2**30
+_BIAS = 2
 
 
 def keep_operator(writer: IntegerWriter, unit: IntegerUnit) -> None:
@@ -46,27 +53,98 @@ def keep_operator(writer: IntegerWriter, unit: IntegerUnit) -> None:
 
     An absorbed Relu or Clip is left out: its range begins (and ends) where the integers saturate.
     """
+    _keep(writer, unit, None)
+
+
+def convolution(writer: IntegerWriter, unit: IntegerUnit) -> None:
+    """As `keep_operator`, with fewer and wider groups or a padded input where that is faster (`convolutions.py`)."""
+    wider = widened(unit.node, writer.spelling)
+    data = _data(unit.node)
+    if wider is None or not wider.added_inputs:
+        _keep(writer, unit, wider)
+        return
+    rank = len(data.shape) if data.shape is not None else 4
+    padded = writer.emit(
+        "Pad",
+        [writer.integers(data), _channel_pads(writer, rank, wider.added_inputs), writer.zero_point(data)],
+        like=unit.node,
+    )
+    quantization = writer.quantization(data)
+    padded.type = writer.integers(data).type
+    name = f"{data.name}_padded"
+    real = writer.dequantize(padded, quantization.scale, quantization.zero_point, name)
+    _keep(writer, unit, wider, data=real)
+
+
+def _keep(
+    writer: IntegerWriter, unit: IntegerUnit, wider: WiderConvolution | None, *, data: ir.Value | None = None
+) -> None:
+    """The operator with its weight as `wider` says, on `data` in place of its first input."""
     node = unit.node
     row = QUANT.get(node)
     inputs = list(node.inputs)
     activations = set(activation_inputs(node, row)) if row is not None else set()
     for position, value in enumerate(inputs):
         if value is not None and value in activations:
-            inputs[position] = writer.operand(value)
+            inputs[position] = writer.operand(value) if data is None else data
     weight = weight_input(node, row) if row is not None else None
     if row is not None and weight is not None:
-        real_weight, scales = writer.planned_weight(weight)
+        real_weight, scales = writer.planned_weight(weight, wider)
         inputs = [real_weight if value is weight else value for value in inputs]
         bias = bias_input(node, row)
         if bias is not None:
             inputs[bias[0]] = writer.bias(_array(bias[1]), bias[1].name or "bias", _data(node), scales)
-    raw_outputs = writer.copy_operator(node, inputs)
+    groups = {} if wider is None else {"group": wider.groups // wider.merged}
+    raw_outputs = writer.copy_operator(node, inputs, groups)
     if unit.absorbed is not None:
         writer.finish(raw_outputs[0], unit.outputs[0])
         return
     raw_of = dict(zip(node.outputs, raw_outputs, strict=True))
     for output in unit.outputs:
         writer.finish(raw_of[output], output)
+
+
+def conv_transpose_as_conv(writer: IntegerWriter, unit: IntegerUnit) -> None:
+    """ConvTranspose as one convolution for all its phases, interleaved as integers (`transposed.py`)."""
+    node, output = unit.node, unit.outputs[0]
+    phases = phases_of(node)
+    if phases is None:
+        raise ValueError(f"'{node.name}' can't be written as a convolution.")
+    array, scales, planned = writer.weight_and_scales(_weight(node))
+    scales = np.tile(scales, phases.count) if scales.size > 1 else scales
+    axis = 0 if scales.size > 1 else None
+    name = f"{node.name}_weight"
+    operands = [writer.operand(_data(node)), writer.weight(phases.weight(array), name, scales, axis, planned.num_bits)]
+    if len(node.inputs) > _BIAS and node.inputs[_BIAS] is not None:
+        bias = np.tile(_array(node.inputs[_BIAS]).reshape(-1), phases.count)
+        operands.append(writer.bias(bias, f"{node.name}_bias", _data(node), scales))
+    attributes = {"pads": phases.pads, "kernel_shape": [phases.rows.count, phases.columns.count]}
+    raw = writer.emit("Conv", operands, attributes, like=node, replaces=True)
+    raw.type = output.type
+    quantization = writer.quantization(output)
+    integers = writer.quantize(raw, quantization.scale, quantization.zero_point, f"{output.name}_phases")
+    interleaved = _interleave(writer, node, integers, phases, channels=array.shape[1])
+    interleaved.type = integers.type
+    writer.finish_integers(interleaved, output)
+
+
+def _interleave(writer: IntegerWriter, node: ir.Node, integers: ir.Value, phases: Phases, *, channels: int) -> ir.Value:
+    """[N, phases * channels, Q, Q'] -> [N, channels, height, width]."""
+    rows, columns = phases.rows, phases.columns
+
+    def shape(*dims: int) -> ir.Value:
+        return writer.initializer(np.array(dims, dtype=np.int64), f"{node.name}_shape")
+
+    runs = columns.stride * channels
+    moved = writer.emit("Transpose", [integers], {"perm": [0, 2, 3, 1]}, like=node)
+    moved = writer.emit("Reshape", [moved, shape(-1, columns.steps, rows.stride, runs)], like=node)
+    moved = writer.emit("Transpose", [moved], {"perm": [0, 2, 1, 3]}, like=node)
+    height, width = rows.steps * rows.stride, columns.steps * columns.stride
+    moved = writer.emit("Reshape", [moved, shape(-1, height, width, channels)], like=node)
+    if (height, width) != (rows.size, columns.size):
+        ends = shape(rows.size, columns.size)
+        moved = writer.emit("Slice", [moved, shape(0, 0), ends, shape(1, 2)], like=node)
+    return writer.emit("Transpose", [moved], {"perm": [0, 3, 1, 2]}, like=node)
 
 
 def keep_on_integers(writer: IntegerWriter, unit: IntegerUnit) -> None:
@@ -86,6 +164,24 @@ def pad_on_integers(writer: IntegerWriter, unit: IntegerUnit) -> None:
     while others and others[-1] is None:
         others.pop()
     _finish_moved(writer, unit, writer.integers(data), others)
+
+
+def resize_as_gathers(writer: IntegerWriter, unit: IntegerUnit) -> None:
+    """Resize to the nearest as Gathers of rows and columns where its sizes are known (`resizing.py`)."""
+    node = unit.node
+    indices = resized_rows_and_columns(node)
+    if indices is None:
+        keep_operator(writer, unit)
+        return
+    data = _data(node)
+    dtype = writer.integers(data).type
+    moved = writer.emit("Transpose", [writer.integers(data)], {"perm": [0, 2, 3, 1]}, like=node)
+    for axis, (kind, wanted) in enumerate(zip(("rows", "columns"), indices, strict=True), start=1):
+        stored = writer.initializer(wanted, f"{node.name}_{kind}")
+        moved = writer.emit("Gather", [moved, stored], {"axis": axis}, like=node)
+    back = writer.emit("Transpose", [moved], {"perm": [0, 3, 1, 2]}, like=node, replaces=True)
+    back.type = dtype
+    writer.finish_integers(back, unit.outputs[0])
 
 
 def clip_as_add(writer: IntegerWriter, unit: IntegerUnit) -> None:
@@ -242,6 +338,12 @@ def _with_constant_operand(
     writer.finish(result, unit.outputs[0])
 
 
+def _channel_pads(writer: IntegerWriter, rank: int, added: int) -> ir.Value:
+    pads = np.zeros((2, rank), dtype=np.int64)
+    pads[1, 1] = added
+    return writer.initializer(pads.reshape(-1), "added_channels")
+
+
 def _finish_moved(writer: IntegerWriter, unit: IntegerUnit, integers: ir.Value, others: list[ir.Value | None]) -> None:
     (moved,) = writer.copy_operator(unit.node, [integers, *others])
     moved.type = integers.type
@@ -252,6 +354,13 @@ def _data(node: ir.Node) -> ir.Value:
     value = node.inputs[0]
     if value is None:
         raise ValueError(f"'{node.name}' has no first input.")
+    return value
+
+
+def _weight(node: ir.Node) -> ir.Value:
+    value = node.inputs[1]
+    if value is None:
+        raise ValueError(f"'{node.name}' has no weight.")
     return value
 
 

@@ -5,16 +5,29 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxprune.contracts import Placement, QuantizationPlan
-from onnxprune.errors import TargetError, quoted_list
+from onnxprune.errors import TargetError
+from onnxprune.targets.qdq.channel_padding import pad_depthwise_channels
+from onnxprune.targets.qdq.gelu import fuse_gelu_behind_integers
+from onnxprune.targets.qdq.guards import keep_float_layers_float
 from onnxprune.targets.qdq.kernels import FUSED_BUT_SLOW, KERNELS
 from onnxprune.targets.qdq.place import integer_units
-from onnxprune.targets.qdq.spelling import SpellingName, find_spelling
+from onnxprune.targets.qdq.placements import check_placement
+from onnxprune.targets.qdq.rewrites import Rewrite, keep_operator
+from onnxprune.targets.qdq.spelling import Spelling, SpellingName, find_spelling
+from onnxprune.targets.qdq.unread import drop_unread_conversions, drop_unread_initializers
 from onnxprune.targets.qdq.writer import IntegerWriter
 
 __all__ = ["spell"]
 
 
-def spell(model: ir.Model, plan: QuantizationPlan, placement: Placement, spelling: SpellingName) -> ir.Model:
+def spell(
+    model: ir.Model,
+    plan: QuantizationPlan,
+    placement: Placement,
+    spelling: SpellingName,
+    *,
+    pad_channels: bool = True,
+) -> ir.Model:
     """A copy of `model` in which the integer nodes of `placement` stand between QuantizeLinear and DequantizeLinear.
 
     Inputs and outputs stay float and keep their names; so do all tensors and nodes that are still there. Weights are
@@ -27,39 +40,44 @@ def spell(model: ir.Model, plan: QuantizationPlan, placement: Placement, spellin
         plan: Scales of all tensors that the placement makes integer.
         placement: From `place`, or from an earlier run.
         spelling: How the integers are written.
+        pad_channels: Let tensors around depthwise convolutions have more channels where that is faster on x86; False
+            keeps every tensor's shape, for comparisons tensor by tensor.
 
     Raises:
         TargetError: Placement and plan don't fit the model or each other.
     """
     spelled = model.clone()
-    writer = IntegerWriter(spelled, plan, find_spelling(spelling))
-    _check_placement(spelled, placement)
+    form = find_spelling(spelling)
+    writer = IntegerWriter(spelled, plan, form)
+    check_placement(spelled, placement)
     for unit in integer_units(spelled, placement):
-        kernel = KERNELS.get(unit.node)
-        if kernel is None:
-            raise TargetError(
-                f"The placement makes '{unit.node.name}' integer, but ONNX Runtime has no integer kernel for "
-                f"{unit.node.op_type}.",
-                "Make the placement anew by running without `--plan`.",
-            )
+        rewrite = _rewrite_of(unit.node, form)
         writer.start(unit)
-        kernel.rewrite(writer, unit)
+        rewrite(writer, unit)
         replaced = [unit.node] if unit.absorbed is None else [unit.absorbed, unit.node]
         spelled.graph.remove(replaced, safe=True)
-    _drop_unread_conversions(spelled.graph)
-    _guard_float_operators(spelled, placement, writer)
-    _drop_unused_initializers(spelled.graph)
+    if not form.keeps_operators:
+        keep_float_layers_float(spelled.graph, writer)
+    drop_unread_conversions(spelled.graph)
+    if not form.keeps_operators:
+        _guard_float_operators(spelled, placement, writer)
+        fuse_gelu_behind_integers(spelled)
+    if pad_channels and form.unsigned_activations:
+        pad_depthwise_channels(spelled)
+    drop_unread_initializers(spelled.graph)
     return spelled
 
 
-def _check_placement(model: ir.Model, placement: Placement) -> None:
-    known = {node.name for node in model.graph}
-    unknown = [name for name in placement.integer_nodes if name not in known]
-    if unknown:
+def _rewrite_of(node: ir.Node, spelling: Spelling) -> Rewrite:
+    if spelling.keeps_operators:
+        return keep_operator
+    kernel = KERNELS.get(node)
+    if kernel is None:
         raise TargetError(
-            f"The placement was made for another model: this one has no node {quoted_list(unknown)}.",
+            f"The placement makes '{node.name}' integer, but ONNX Runtime has no integer kernel for {node.op_type}.",
             "Make the placement anew by running without `--plan`.",
         )
+    return kernel.rewrite
 
 
 def _guard_float_operators(model: ir.Model, placement: Placement, writer: IntegerWriter) -> None:
@@ -80,18 +98,3 @@ def _guard_float_operators(model: ir.Model, placement: Placement, writer: Intege
         between = producer is not None and producer.op_type == "DequantizeLinear"
         if between and any(reader.op_type == "QuantizeLinear" for reader in readers):
             writer.guard(node)
-
-
-def _drop_unread_conversions(graph: ir.Graph) -> None:
-    """Remove the DequantizeLinear of tensors that are only read as integers; ONNX Runtime would compute it."""
-    for node in list(graph):
-        if node.op_type != "DequantizeLinear" or node.outputs[0].uses() or node.outputs[0].is_graph_output():
-            continue
-        graph.remove(node, safe=True)
-
-
-def _drop_unused_initializers(graph: ir.Graph) -> None:
-    for name in [
-        name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()
-    ]:
-        del graph.initializers[name]

@@ -7,33 +7,41 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from onnxprune.contracts import ActivationQuantization, WeightQuantization
 from onnxprune.errors import UsageError, did_you_mean
 from onnxprune.ops.affine import largest_symmetric_integer
+from onnxprune.targets.qdq.saturation import unsaturated_scales
 
-__all__ = ["SPELLINGS", "Spelling", "SpellingName", "find_spelling"]
+__all__ = ["SPELLINGS", "TFLITE", "Spelling", "SpellingName", "find_spelling"]
 
-SpellingName = Literal["x86-vnni", "x86", "arm64"]
+SpellingName = Literal["x86-vnni", "x86", "arm64", "tflite"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spelling:
     """One way to write the same integers.
 
-    `unsigned_activations` shifts integer and zero point by 128. `max_weight_bits` below the plan's widens the weights'
-    scales: the one exception from "the same integers everywhere".
+    `unsigned_activations` shifts integer and zero point by 128. `adds_pairs_in_16_bits` widens the scales of weights
+    that could saturate there: the one exception from "the same integers everywhere". `max_weight_bits` is what any
+    weight can have, whoever reads it. `runtime` is "" where the
+    spelling's name says it. `keeps_operators` writes every operator as itself between DequantizeLinear and
+    QuantizeLinear, for a reader that has kernels of its own.
     """
 
     name: SpellingName
+    runtime: str = "onnxruntime"
     unsigned_activations: bool
-    max_weight_bits: int
+    max_weight_bits: int = 8
+    adds_pairs_in_16_bits: bool = False
+    keeps_operators: bool = False
     reason: str
 
     @property
     def placement_target(self) -> str:
         """What placements for this spelling call their target."""
-        return f"onnxruntime-{self.name}"
+        return f"{self.runtime}-{self.name}" if self.runtime else self.name
 
     @property
     def activation_dtype(self) -> type[np.uint8 | np.int8]:
@@ -55,28 +63,54 @@ class Spelling:
         )
         return (np.asarray(quantization.scales, dtype=np.float64) * widening).astype(np.float32)
 
+    def weight_form(
+        self, quantization: WeightQuantization, weight: ir.Value, array: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Scales and bits for the very numbers of a weight: finer than `weight_scales` where its readers allow that.
+
+        Args:
+            quantization: What the plan has for the weight.
+            weight: The weight; the nodes that read it say how its numbers meet.
+            array: Its numbers.
+        """
+        if not self.adds_pairs_in_16_bits:
+            return self.weight_scales(quantization), self.weight_bits(quantization)
+        planned = np.asarray(quantization.scales, dtype=np.float32)
+        bits = quantization.num_bits
+        return unsaturated_scales(weight, array, planned, axis=quantization.axis, num_bits=bits), bits
+
 
 SPELLINGS: dict[str, Spelling] = {
     "x86-vnni": Spelling(
         name="x86-vnni",
         unsigned_activations=True,
-        max_weight_bits=8,
         reason="VPDPBUSD multiplies uint8 by int8 into 32 bits; int8 activations have no fast kernel on x86",
     ),
     "x86": Spelling(
         name="x86",
         unsigned_activations=True,
-        # Two products of 255 * 127 overflow the 16 bits that VPMADDUBSW adds them in; two of 255 * 64 don't.
+        # Two products of 255 * 127 overflow 16 bits; two of 255 * 64 don't.
         max_weight_bits=7,
-        reason="without VNNI, VPMADDUBSW adds pairs of products in 16 bits, so weights get 7 bits to stay exact",
+        adds_pairs_in_16_bits=True,
+        reason="without VNNI, VPMADDUBSW adds pairs of products in 16 bits: weights whose pairs could exceed them get "
+        "wider scales, up to twice as wide",
     ),
     "arm64": Spelling(
         name="arm64",
         unsigned_activations=False,
-        max_weight_bits=8,
         reason="SDOT and SMMLA multiply int8 by int8 into 32 bits",
     ),
 }
+"""Those of ONNX Runtime."""
+
+TFLITE = Spelling(
+    name="tflite",
+    runtime="",
+    unsigned_activations=False,
+    keeps_operators=True,
+    reason="TFLite's specification: int8 activations, symmetric int8 weights in [-127, 127], int32 biases, and fixed "
+    "scales of LOGISTIC, SOFTMAX and TANH (`tflite.py` lists where a plan breaks it)",
+)
 
 
 def find_spelling(name: str) -> Spelling:
@@ -85,7 +119,8 @@ def find_spelling(name: str) -> Spelling:
     Raises:
         UsageError: There is none.
     """
-    spelling = SPELLINGS.get(name)
+    known = {**SPELLINGS, TFLITE.name: TFLITE}
+    spelling = known.get(name)
     if spelling is None:
-        raise UsageError(f"Unknown int8 spelling '{name}'.", did_you_mean(name, list(SPELLINGS)))
+        raise UsageError(f"Unknown int8 spelling '{name}'.", did_you_mean(name, list(known)))
     return spelling

@@ -15,17 +15,19 @@ So names of tensors, and of the model's outputs, stay what they were.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.contracts import ActivationQuantization, QuantizationPlan
+from onnxprune.contracts import ActivationQuantization, QuantizationPlan, WeightQuantization
 from onnxprune.errors import TargetError
-from onnxprune.graph.weights import constant_array
+from onnxprune.graph.names import UniqueNames
+from onnxprune.graph.weights import add_initializer, constant_array
 from onnxprune.ops.affine import affine_parameters, largest_symmetric_integer, quantize_array, symmetric_scales
+from onnxprune.targets.qdq.convolutions import WiderConvolution
 from onnxprune.targets.qdq.spelling import Spelling
 
 __all__ = ["IntegerUnit", "IntegerWriter"]
@@ -51,10 +53,9 @@ class IntegerWriter:
         self._graph = model.graph
         self._plan = plan
         self._spelling = spelling
-        self._names = {value.name for node in model.graph.all_nodes() for value in node.outputs}
-        for graph in model.graphs():
-            self._names |= {value.name for value in (*graph.inputs, *graph.initializers.values())}
-        self._node_names = {node.name for node in model.graph.all_nodes()}
+        self._weight_forms: dict[ir.Value, tuple[npt.NDArray[np.float32], int]] = {}
+        self._names = UniqueNames.of_values(model)
+        self._node_names = UniqueNames.of_nodes(model)
         self._position: ir.Node | None = None
         # Real tensor (the output of a DequantizeLinear) -> its integers.
         self._integers: dict[ir.Value, ir.Value] = {}
@@ -63,7 +64,7 @@ class IntegerWriter:
         # Scales and zero points recur: each is stored once.
         self._scalars: dict[tuple[float, str], ir.Value] = {}
         self._zero_vectors: dict[tuple[int, str], ir.Value] = {}
-        self._weights: dict[ir.Value, ir.Value] = {}
+        self._weights: dict[tuple[ir.Value, WiderConvolution | None], ir.Value] = {}
 
     @property
     def spelling(self) -> Spelling:
@@ -72,7 +73,11 @@ class IntegerWriter:
 
     def start(self, unit: IntegerUnit) -> None:
         """Write before `unit.node` from now on."""
-        self._position = unit.node
+        self.start_at(unit.node)
+
+    def start_at(self, node: ir.Node) -> None:
+        """Write before `node` from now on."""
+        self._position = node
 
     # --- reading operands ---------------------------------------------------------------------------------------
 
@@ -80,13 +85,19 @@ class IntegerWriter:
         """The plan's entry for a tensor.
 
         Raises:
-            TargetError: There is none; the placement does not fit the plan.
+            TargetError: There is none, or one that is not of 8 bits; the placement does not fit the plan.
         """
         found = self._plan.activations.get(value.name or "")
         if found is None:
             raise TargetError(
                 f"The placement makes tensor '{value.name}' integer, but the quantization plan has no scale for it.",
                 "Make plan and placement anew by running without `--plan`.",
+            )
+        if found.num_bits != 8:
+            raise TargetError(
+                f"The placement makes tensor '{value.name}' integer, but the quantization plan has {found.num_bits} "
+                f"bits for it, and the spelling '{self._spelling.name}' writes activations of 8 bits.",
+                "Make the placement anew by running without `--plan`; placement 'everywhere' writes 16 bits.",
             )
         return found
 
@@ -135,8 +146,29 @@ class IntegerWriter:
         stored = self._initializer(integers, f"{name}_quantized")
         return self.dequantize(stored, scale, zero_point, f"{name}_dequantized")
 
-    def planned_weight(self, value: ir.Value) -> tuple[ir.Value, npt.NDArray[np.float32]]:
-        """A weight as int8 behind DequantizeLinear, and its scales.
+    def planned_weight(
+        self, value: ir.Value, wider: WiderConvolution | None = None
+    ) -> tuple[ir.Value, npt.NDArray[np.float32]]:
+        """A weight as int8 behind DequantizeLinear, and its scales; `wider` adds zeros and keeps the scales.
+
+        Raises:
+            TargetError: The plan has no entry for it.
+        """
+        numbers, scales, planned = self.weight_and_scales(value)
+        if (value, wider) not in self._weights:
+            self._weights[value, wider] = self.weight(
+                numbers if wider is None else wider.weight(numbers),
+                value.name or "weight",
+                scales,
+                planned.axis,
+                planned.num_bits,
+            )
+        return self._weights[value, wider], scales
+
+    def weight_and_scales(
+        self, value: ir.Value
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], WeightQuantization]:
+        """The numbers of a weight, this spelling's scales for it, and what the plan says, with this spelling's bits.
 
         Raises:
             TargetError: The plan has no entry for it.
@@ -149,16 +181,9 @@ class IntegerWriter:
                 "for it.",
                 "Make plan and placement anew by running without `--plan`.",
             )
-        scales = self._spelling.weight_scales(planned)
-        if value not in self._weights:
-            self._weights[value] = self.weight(
-                np.asarray(array, dtype=np.float32),
-                value.name or "weight",
-                scales,
-                planned.axis,
-                self._spelling.weight_bits(planned),
-            )
-        return self._weights[value], scales
+        numbers = np.asarray(array, dtype=np.float32)
+        scales, bits = self._weight_form(value, numbers, planned)
+        return numbers, scales, replace(planned, num_bits=bits)
 
     def channel_weight(
         self, array: npt.NDArray[np.float32], name: str, smallest_scales: npt.NDArray[np.floating]
@@ -218,7 +243,7 @@ class IntegerWriter:
         replaces: bool = False,
     ) -> ir.Value:
         """The output of a new one-output operator with the metadata of `like`; `replaces` gives it its name as well."""
-        name = self._take_name(like) if replaces else self._fresh_node_name(f"{like.name}_{op_type}")
+        name = self._take_name(like) if replaces else self._node_names.claim(f"{like.name}_{op_type}")
         node = ir.node(
             op_type,
             inputs,
@@ -229,14 +254,18 @@ class IntegerWriter:
         self._insert(node)
         return self._named(node.outputs[0], f"{node.name}_output")
 
-    def copy_operator(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> tuple[ir.Value, ...]:
-        """The outputs of a copy of `node` that reads `inputs`; the copy takes over the node's name."""
+    def copy_operator(
+        self, node: ir.Node, inputs: Sequence[ir.Value | None], changed: Mapping[str, int] | None = None
+    ) -> tuple[ir.Value, ...]:
+        """The outputs of a copy of `node` that reads `inputs` and takes over its name; `changed` are its attributes."""
         name = self._take_name(node)
+        attributes = dict(node.attributes)
+        attributes.update({key: ir.AttrInt64(key, number) for key, number in (changed or {}).items()})
         copy = ir.Node(
             node.domain,
             node.op_type,
             inputs,
-            list(node.attributes.values()),
+            list(attributes.values()),
             num_outputs=len(node.outputs),
             version=node.version,
             name=name,
@@ -256,7 +285,7 @@ class IntegerWriter:
         node = ir.node(
             "QuantizeLinear",
             [value, self._scalar(scale, np.float32, "scale"), stored_zero_point],
-            name=self._fresh_node_name(f"{name}_QuantizeLinear"),
+            name=self._node_names.claim(f"{name}_QuantizeLinear"),
         )
         self._insert(node)
         output = self._named(node.outputs[0], f"{name}_quantized")
@@ -286,21 +315,37 @@ class IntegerWriter:
         real.type, real.shape = output.type, output.shape
         real.metadata_props.update(output.metadata_props)
         output.replace_all_uses_with(real, replace_graph_outputs=True)
-        self._names.discard(real.name)
-        output.name = self._fresh_name(f"{name}_replaced")
+        output.name = self._names.claim(f"{name}_replaced")
         real.name = name
 
     def guard(self, node: ir.Node) -> None:
         """Let the quantized readers of `node` read its result through an operator that changes nothing."""
         output = node.outputs[0]
         lowest = self._scalar(float(np.finfo(np.float32).min), np.float32, "lowest")
-        guard = ir.node("Max", [output, lowest], name=self._fresh_node_name(f"{node.name}_guard"))
+        guard = ir.node("Max", [output, lowest], name=self._node_names.claim(f"{node.name}_guard"))
         guarded = self._named(guard.outputs[0], f"{output.name}_guarded")
         guarded.type, guarded.shape = output.type, output.shape
         self._graph.insert_after(node, guard)
         for use in list(output.uses()):
             if use.node.op_type == "QuantizeLinear":
                 use.node.replace_input_with(use.idx, guarded)
+
+    def shield(self, dequantize: ir.Node, axis: int | None) -> ir.Value:
+        """The result of `dequantize` (one scale) once more, with that scale repeated along `axis`; None: by Max."""
+        real = dequantize.outputs[0]
+        name = f"{real.name}_shielded"
+        integers, scale, zero_point = dequantize.inputs[:3]
+        size = None if axis is None or integers is None or integers.shape is None else integers.shape[axis]
+        if integers is None or axis is None or not isinstance(size, int):
+            lowest = self._scalar(float(np.finfo(np.float32).min), np.float32, "lowest")
+            node = ir.node("Max", [real, lowest], name=self._node_names.claim(name))
+            self._insert(node)
+            shielded = self._named(node.outputs[0], name)
+        else:
+            parameters = [self._repeated(scale, size), self._repeated(zero_point, size)]
+            shielded = self._dequantize(integers, parameters, {"axis": axis}, name)
+        shielded.type, shielded.shape = real.type, real.shape
+        return shielded
 
     # --- names and small constants ------------------------------------------------------------------------------
 
@@ -315,7 +360,7 @@ class IntegerWriter:
             "DequantizeLinear",
             [integers, *parameters],
             attributes=attributes,
-            name=self._fresh_node_name(f"{name}_DequantizeLinear"),
+            name=self._node_names.claim(f"{name}_DequantizeLinear"),
         )
         self._insert(node)
         output = self._named(node.outputs[0], name)
@@ -333,6 +378,14 @@ class IntegerWriter:
         scale = self._initializer(scales, f"{stored.name}_scale")
         return self._dequantize(stored, [scale, self._zeros(scales.size, dtype)], {"axis": axis}, name)
 
+    def _weight_form(
+        self, value: ir.Value, array: npt.NDArray[np.float32], planned: WeightQuantization
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Scales and bits of a weight, found when its first reader is written, while all readers can still be asked."""
+        if value not in self._weight_forms:
+            self._weight_forms[value] = self._spelling.weight_form(planned, value, array)
+        return self._weight_forms[value]
+
     def _shifted(self, signed_zero_point: int) -> int:
         return signed_zero_point + (128 if self._spelling.unsigned_activations else 0)
 
@@ -348,12 +401,14 @@ class IntegerWriter:
             self._zero_vectors[key] = self._initializer(np.zeros(size, dtype=dtype), "quantization_zero_points")
         return self._zero_vectors[key]
 
+    def _repeated(self, scalar: ir.Value | None, size: int) -> ir.Value:
+        array = constant_array(scalar)
+        if scalar is None or array is None:
+            raise ValueError("Scale and zero point were expected to be constants.")
+        return self._initializer(np.full(size, array.reshape(-1)[0]), f"{scalar.name}_repeated")
+
     def _initializer(self, array: npt.NDArray[Any], name: str) -> ir.Value:
-        name = self._fresh_name(name)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+        return add_initializer(self._graph, name, array, self._names)
 
     def _insert(self, node: ir.Node) -> None:
         if self._position is None:
@@ -361,29 +416,10 @@ class IntegerWriter:
         self._graph.insert_before(self._position, node)
 
     def _named(self, value: ir.Value, name: str) -> ir.Value:
-        value.name = self._fresh_name(name) if name else ""
+        value.name = self._names.claim(name) if name else ""
         return value
 
     def _take_name(self, node: ir.Node) -> str:
         name = node.name or node.op_type
-        node.name = self._fresh_node_name(f"{name}_replaced")
+        node.name = self._node_names.claim(f"{name}_replaced")
         return name
-
-    def _fresh_name(self, wanted: str) -> str:
-        name = _fresh(wanted, self._names)
-        self._names.add(name)
-        return name
-
-    def _fresh_node_name(self, wanted: str) -> str:
-        name = _fresh(wanted, self._node_names)
-        self._node_names.add(name)
-        return name
-
-
-def _fresh(wanted: str, taken: set[str | None]) -> str:
-    if wanted not in taken:
-        return wanted
-    number = 1
-    while f"{wanted}_{number}" in taken:
-        number += 1
-    return f"{wanted}_{number}"

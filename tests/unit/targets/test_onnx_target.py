@@ -15,16 +15,19 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
+from pydantic import ValidationError
 
-from onnxprune.contracts import Artifact, ModelState, TargetContext
+from onnxprune.contracts import Artifact, ModelState, Placement, TargetContext
 from onnxprune.errors import ModelError, OutputError, PreconditionError, TargetError
 from onnxprune.runtime.child import ChildFailure
 from onnxprune.runtime.host import HostIsa
 from onnxprune.runtime.sessions import ort_runner_from_model
+from onnxprune.targets import building, proof
 from onnxprune.targets import onnx as onnx_target
-from onnxprune.targets import proof
 from onnxprune.targets.building import spell_for
 from onnxprune.targets.onnx import OnnxTarget, OnnxTargetConfig
+from onnxprune.targets.qdq import find_spelling
+from onnxprune.targets.qdq.measured import MeasuredPlacement
 from tests.builders import CanonicalModel, conv_net, proto_of
 from tests.unit.targets.conftest import PROVENANCE
 
@@ -103,11 +106,11 @@ def test_same_model_gives_the_same_bytes_and_no_path(artifact_with_data: Artifac
 
 
 @pytest.mark.parametrize(
-    ("spelling", "activations", "largest_weight", "finding"),
+    ("spelling", "activations", "finding"),
     [
-        ("x86-vnni", "uint8", 127, "Scores measured here may be too low"),
-        ("x86", "uint8", 63, None),
-        ("arm64", "int8", 127, "spelled for 'arm64', and this machine is x86-64 (AVX2): its speed is not measured"),
+        ("x86-vnni", "uint8", "Scores measured here may be too low"),
+        ("x86", "uint8", None),
+        ("arm64", "int8", "spelled for 'arm64', and this machine is x86-64 (AVX2): its speed is not measured"),
     ],
 )
 def test_int8_is_spelled_for_the_processor_and_another_machine_says_so(
@@ -116,7 +119,6 @@ def test_int8_is_spelled_for_the_processor_and_another_machine_says_so(
     context: MakeContext,
     spelling: str,
     activations: str,
-    largest_weight: int,
     finding: str | None,
 ) -> None:
     on_host(monkeypatch, AVX2)
@@ -129,7 +131,7 @@ def test_int8_is_spelled_for_the_processor_and_another_machine_says_so(
         for value in model.graph.initializers.values()
         if value.dtype is ir.DataType.INT8 and value.const_value is not None and value.const_value.size > 100
     ]
-    assert max(int(np.abs(weight).max()) for weight in weights) == largest_weight
+    assert max(int(np.abs(weight).max()) for weight in weights) == 127
     assert artifact.placement is not None
     assert "stem/conv" in artifact.placement.integer_nodes
     assert artifact.inputs[0].dtype == "float32"
@@ -139,12 +141,12 @@ def test_int8_is_spelled_for_the_processor_and_another_machine_says_so(
 
 
 def test_placement_of_an_earlier_run_is_kept(int8_state: ModelState, context: MakeContext) -> None:
-    first = spell_for(int8_state, context(), "x86")
+    first = spell_for(int8_state, context(), "x86", choice="table")
     assert first.placement is not None
     fewer = dataclasses.replace(
         first.placement, integer_nodes=("stem/conv",), float_nodes={"block/conv": "because I say so"}
     )
-    second = spell_for(int8_state, dataclasses.replace(context(), placement=fewer), "x86")
+    second = spell_for(int8_state, dataclasses.replace(context(), placement=fewer), "x86", choice="table")
     assert second.placement is fewer
     quantized = [sum(node.op_type == "QuantizeLinear" for node in found.model.graph) for found in (first, second)]
     assert quantized[0] > quantized[1] > 0
@@ -269,7 +271,7 @@ def test_folder_that_cannot_be_written_to_is_an_output_error(float_state: ModelS
 LIMITED_BUILD = """
 import sys
 from pathlib import Path
-from onnxprune.contracts import Artifact, ModelState, TargetContext
+from onnxprune.contracts import Artifact, ModelState, Placement, TargetContext
 from onnxprune.errors import OnnxPruneError
 from onnxprune.plugins import find_target
 from tests.builders import conv_net
@@ -297,3 +299,66 @@ def test_full_disk_is_an_output_error_and_leaves_nothing(tmp_path: Path, name: s
     )
     assert done.stdout.startswith("11 "), done.stdout + done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_timed_build_decides_by_measurement_and_keeps_the_regions(int8_state: ModelState, context: MakeContext) -> None:
+    timed = dataclasses.replace(context(), timing_threads=1)
+    artifact = target().build(int8_state, timed)
+    assert artifact.placement is not None
+    assert artifact.placement.decided_by == "measured"
+    assert {name for region in artifact.regions for name in region.nodes} >= set(artifact.placement.integer_nodes)
+    (finding,) = (finding for finding in artifact.findings if finding.topic == "placement")
+    assert "this machine" in finding.text
+
+
+@pytest.mark.parametrize(("options", "threads"), [({"placement": "table"}, 1), ({}, None)])
+def test_nothing_is_timed_where_the_table_shall_decide_or_nothing_may_be_timed(
+    int8_state: ModelState, context: MakeContext, options: dict[str, object], threads: int | None
+) -> None:
+    artifact = target(**options).build(int8_state, dataclasses.replace(context(), timing_threads=threads))
+    assert artifact.placement is not None
+    assert artifact.placement.decided_by == "table"
+    assert artifact.regions == ()
+    assert any("not measured on the target" in finding.text for finding in artifact.findings)
+
+
+def test_measured_placement_of_an_earlier_run_is_repeated_without_timing(
+    int8_state: ModelState, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = target().build(int8_state, dataclasses.replace(context(), timing_threads=1))
+    monkeypatch.setattr(building, "measured_placement", lambda *_args, **_options: pytest.fail("timed"))
+    again = target().build(int8_state, dataclasses.replace(context(), timing_threads=1, placement=first.placement))
+    assert again.placement == first.placement
+    assert [file.sha256 for file in again.files] == [file.sha256 for file in first.files]
+
+
+def test_model_that_is_slower_in_int8_is_written_in_float(
+    int8_state: ModelState, context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_float(*_args: object, **_options: object) -> MeasuredPlacement:
+        placement = Placement(
+            target=find_spelling(target().spelling or "x86").placement_target,
+            integer_nodes=(),
+            float_nodes={node.name or "": "slow" for node in int8_state.model.graph},
+            decided_by="measured",
+        )
+        return MeasuredPlacement(placement=placement, float_ms=1.0, integer_ms=2.0)
+
+    monkeypatch.setattr(building, "measured_placement", all_float)
+    artifact = target().build(int8_state, dataclasses.replace(context(), timing_threads=1))
+    expected = ort_runner_from_model(int8_state.model).run(IMAGES)["y"]
+    np.testing.assert_array_equal(target().runner(artifact).run(IMAGES)["y"], expected)
+    assert any(finding.severity == "warning" and "does not pay" in finding.text for finding in artifact.findings)
+
+
+def test_integer_operators_are_refused_for_runtimes_without_them() -> None:
+    with pytest.raises(ValidationError, match="placement 'everywhere' is not"):
+        OnnxTargetConfig(int8_format="qoperator", placement="everywhere")
+
+
+def test_integer_operators_are_refused_for_a_plan_without_ranges(int8_state: ModelState, context: MakeContext) -> None:
+    assert int8_state.quantization is not None
+    plan = dataclasses.replace(int8_state.quantization, activations={}, mode="dynamic")
+    state = dataclasses.replace(int8_state, quantization=plan)
+    with pytest.raises(TargetError, match="the plan's mode is 'dynamic'"):
+        OnnxTarget(OnnxTargetConfig(int8_format="qoperator")).build(state, context())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,17 @@ import pytest
 from onnx import TensorProto, helper
 from pydantic import ValidationError
 
-from onnxprune.contracts import Artifact, Finding, ModelState, TargetContext
+from onnxprune.contracts import Artifact, Finding, ModelState, QuantizationPlan, TargetContext
 from onnxprune.errors import PreconditionError, TargetError
 from onnxprune.runtime.child import ChildFailure
 from onnxprune.runtime.host import HostIsa, host_isa
+from onnxprune.runtime.model_timing import ModelTimer
 from onnxprune.runtime.sessions import ort_runner_from_model, ort_runner_from_path
-from onnxprune.targets import ort_convert, ort_mobile, proof
+from onnxprune.targets import building, ort_convert, ort_mobile, proof
 from onnxprune.targets.ort_format import read_ort_facts
 from onnxprune.targets.ort_mobile import OrtMobileConfig, OrtMobileTarget
+from onnxprune.targets.qdq import SpellingName, place
+from onnxprune.targets.qdq.measured import MeasuredPlacement
 from tests.builders import CanonicalModel, conv_net, proto_of
 from tests.unit.targets.conftest import PROVENANCE
 
@@ -301,3 +305,40 @@ def test_model_that_the_runtime_has_no_kernel_for_is_refused_with_the_operator(c
     )
     with pytest.raises(TargetError, match=r"Conversion to ORT format failed\. .*Relu"):
         target().build(ModelState(model=CanonicalModel(ir.from_proto(proto))), context())
+
+
+@pytest.mark.parametrize("blocked_layout", [False, True])
+def test_timed_build_times_the_layout_that_the_file_will_have(
+    *,
+    int8_state: ModelState,
+    context: MakeContext,
+    monkeypatch: pytest.MonkeyPatch,
+    blocked_layout: bool,
+) -> None:
+    if blocked_layout and host_isa().arch != "x86-64":
+        pytest.skip("blocked_layout is for x86-64")
+    timers: list[ModelTimer] = []
+
+    def remember(
+        model: ir.Model, plan: QuantizationPlan, spelling: SpellingName, *, timer: ModelTimer, **_options: object
+    ) -> MeasuredPlacement:
+        timers.append(timer)
+        return MeasuredPlacement(placement=place(model, plan, spelling))
+
+    monkeypatch.setattr(building, "measured_placement", remember)
+    target(platform="auto", blocked_layout=blocked_layout).build(
+        int8_state, dataclasses.replace(context(), timing_threads=2)
+    )
+    assert [(timer.threads, timer.blocked_layout) for timer in timers] == [(2, blocked_layout)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimization_style": "runtime"}, {"optimization_level": "basic"}, {"placement": "table"}], ids=str
+)
+def test_files_that_are_not_fully_optimized_are_placed_by_the_table(
+    int8_state: ModelState, context: MakeContext, options: dict[str, object]
+) -> None:
+    timed = dataclasses.replace(context(), timing_threads=1)
+    artifact = target(platform="auto", **options).build(int8_state, timed)
+    assert artifact.placement is not None
+    assert artifact.placement.decided_by == "table"

@@ -15,6 +15,7 @@ from onnx import helper
 
 from onnxprune.contracts import CanonicalModel
 from onnxprune.targets.qdq import SpellingName, place, spell
+from onnxprune.targets.qdq.kernels import KERNELS
 from tests.builders import canonical, proto_of
 from tests.quantization import everything_integer, kernels, normal_batches, plan_for, run, signal_to_noise_db
 
@@ -77,6 +78,18 @@ CASES = [
         id="grouped Conv with dilation",
         nodes=[make("Conv", ["a", "w"], group=2, dilations=[2, 2])],
         weights={"w": normal(8, 4, 3, 3)},
+        kernel="QLinearConv",
+    ),
+    OperatorCase(
+        id="ConvTranspose with Relu",
+        nodes=[make("ConvTranspose", ["a", "w", "c"], "m", strides=[2, 2]), make("Relu", ["m"])],
+        weights={"w": normal(8, 8, 2, 2), "c": normal(8)},
+        kernel="QLinearConv",
+    ),
+    OperatorCase(
+        id="ConvTranspose with overlapping windows",
+        nodes=[make("ConvTranspose", ["a", "w"], strides=[2, 2], pads=[1] * 4, output_padding=[1, 1])],
+        weights={"w": normal(8, 8, 3, 3)},
         kernel="QLinearConv",
     ),
     OperatorCase(
@@ -194,7 +207,15 @@ CASES = [
         id="Resize to the nearest",
         nodes=[make("Resize", ["a", "", "scales"], mode="nearest")],
         weights={"scales": np.array([1, 1, 2, 2], dtype=np.float32)},
-        kernel="Resize",
+        kernel="Gather",
+    ),
+    OperatorCase(
+        id="Resize to a size that is no multiple",
+        nodes=[
+            make("Resize", ["a", "", "", "sizes"], coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+        ],
+        weights={"sizes": ints(1, 8, 17, 30)},
+        kernel="Gather",
     ),
     OperatorCase(
         id="Split into two readers",
@@ -220,6 +241,56 @@ CASES = [
         channels_out=4,
         kernel="Slice",
     ),
+    OperatorCase(
+        id="ReduceMax over the spatial axes",
+        nodes=[make("ReduceMax", ["a", "axes"], "p", keepdims=1), make("Mul", ["a", "p"])],
+        weights={"axes": ints(2, 3)},
+        kernel="ReduceMax",
+    ),
+    OperatorCase(
+        id="Gather of channels",
+        nodes=[make("Gather", ["a", "wanted"], axis=1)],
+        weights={"wanted": ints(7, 0, 3)},
+        channels_out=3,
+        kernel="Gather",
+    ),
+    OperatorCase(
+        id="GatherElements",
+        nodes=[make("GatherElements", ["a", "wanted"], axis=3)],
+        weights={"wanted": np.random.default_rng(4).integers(0, 12, (1, 8, 12, 12))},
+        kernel="GatherElements",
+    ),
+    OperatorCase(
+        id="Expand of pooled channels",
+        nodes=[make("GlobalAveragePool", ["a"], "p"), make("Expand", ["p", "shape"])],
+        weights={"shape": ints(1, 8, 12, 12)},
+        kernel="Expand",
+    ),
+    OperatorCase(
+        id="Tile",
+        nodes=[make("Tile", ["a", "times"])],
+        weights={"times": ints(1, 2, 1, 1)},
+        channels_out=16,
+        kernel="Tile",
+    ),
+    OperatorCase(
+        id="Flatten and back",
+        nodes=[make("Flatten", ["a"], "f", axis=2), make("Reshape", ["f", "shape"])],
+        weights={"shape": ints(1, 8, 12, 12)},
+        kernel="Reshape",
+    ),
+    OperatorCase(
+        id="Squeeze and back",
+        nodes=[
+            make("GlobalAveragePool", ["a"], "p"),
+            make("Squeeze", ["p", "axes"], "q"),
+            make("Unsqueeze", ["q", "axes"], "r"),
+            make("Mul", ["a", "r"]),
+        ],
+        weights={"axes": ints(2, 3)},
+        kernel="QLinearGlobalAveragePool",
+    ),
+    OperatorCase(id="Softmax over channels", nodes=[make("Softmax", ["a"], axis=1)], kernel="QLinearSoftmax"),
 ]
 
 
@@ -345,6 +416,13 @@ FLAT_CASES = [
         kernel="QLinearConv",
     ),
 ]
+
+
+def test_every_operator_of_the_table_is_among_the_cases() -> None:
+    tried = {node.op_type for case in (*CASES, *FLAT_CASES) for node in case.nodes}
+    keys = KERNELS.keys()
+
+    assert {key.op_type for key in keys} <= tried
 
 
 @pytest.mark.parametrize("spelling", ["x86", "arm64"])

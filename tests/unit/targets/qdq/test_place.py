@@ -10,7 +10,9 @@ from onnx import TensorProto, helper
 
 from onnxprune.contracts import CanonicalModel
 from onnxprune.errors import UsageError
+from onnxprune.ops.planned import PlannedNode
 from onnxprune.targets.qdq import float_reasons, place
+from onnxprune.targets.qdq.cost_table import TableCosts
 from onnxprune.targets.qdq.place import NOT_WORTH_REASON
 from tests.builders import canonical, conv_net, proto_of
 from tests.quantization import normal_batches, plan_for
@@ -90,17 +92,16 @@ def test_same_operator_between_integer_layers_is_integer() -> None:
 def test_operator_without_integer_kernel_stays_float_although_the_plan_has_its_scales() -> None:
     model = chain(
         helper.make_node("Conv", ["x", "w"], ["a"], name="conv"),
-        helper.make_node("ConvTranspose", ["a", "t"], ["b"], name="up", strides=[2, 2]),
+        helper.make_node("Tanh", ["a"], ["b"], name="tanh"),
         helper.make_node("Conv", ["b", "w"], ["y"], name="conv2"),
         w=weights(4, 4, 3, 3),
-        t=weights(4, 4, 2, 2),
     )
     plan = plan_for(model, normal_batches((1, 4, 8, 8)))
 
     placement = place(model, plan, "x86-vnni")
 
-    assert plan.weights["t"].axis == 1
-    assert placement.float_nodes == {"up": "ONNX Runtime has no integer kernel for ConvTranspose"}
+    assert "b" in plan.activations
+    assert placement.float_nodes == {"tanh": "ONNX Runtime has no integer kernel for Tanh"}
 
 
 def test_average_with_uncounted_padding_stays_float_and_says_why() -> None:
@@ -169,7 +170,7 @@ def test_float_reasons_are_counted_most_frequent_first() -> None:
     model = conv_net(batch=1)
     plan = plan_for(model, normal_batches((1, 3, 8, 8)), exclude=("block/*",))
 
-    counts = float_reasons(place(model, plan, "x86-vnni"))
+    counts = float_reasons(place(model, plan, "x86"))
 
     # The pooling behind the excluded block has no integer neighbour left but the Gemm.
     assert list(counts.items()) == [("excluded by 'block/*'", 3), (NOT_WORTH_REASON, 2)]
@@ -181,3 +182,36 @@ def test_unknown_spelling_is_refused_with_the_known_ones() -> None:
 
     with pytest.raises(UsageError, match=r"Unknown int8 spelling 'x86-vni'\. Did you mean 'x86-vnni'\?"):
         place(model, plan, "x86-vni")  # type: ignore[arg-type]
+
+
+class EverythingDearInIntegers(TableCosts):
+    """Float costs nothing, so nothing is worth a conversion."""
+
+    def float_ns(self, planned: PlannedNode) -> float:
+        return 0.0
+
+    def integer_ns(self, planned: PlannedNode) -> float:
+        return 1e6
+
+
+def test_given_costs_decide_over_layers_with_weights_too() -> None:
+    model = conv_net(batch=1)
+    plan = plan_for(model, normal_batches((1, 3, 8, 8)))
+
+    placement = place(model, plan, "x86-vnni", costs=EverythingDearInIntegers("x86-vnni"))
+
+    assert placement.integer_nodes == ()
+    assert set(placement.float_nodes.values()) == {NOT_WORTH_REASON}
+
+
+def test_returned_node_stays_float_with_what_it_would_absorb_and_the_given_reason() -> None:
+    model = conv_net(batch=1)
+    plan = plan_for(model, normal_batches((1, 3, 8, 8)))
+
+    placement = place(model, plan, "x86-vnni", returned={"stem/relu": "told so"})
+
+    assert {name: placement.float_nodes[name] for name in ("stem/conv", "stem/relu")} == {
+        "stem/conv": "told so",
+        "stem/relu": "told so",
+    }
+    assert "block/conv" in placement.integer_nodes

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 from onnxprune.contracts import CanonicalModel
 from onnxprune.errors import TargetError
 from onnxprune.graph.weights import constant_array
-from onnxprune.targets.qdq import SpellingName, place, spell
+from onnxprune.targets.qdq import SpellingName, find_spelling, place, place_tflite, spell
+from onnxprune.targets.qdq.writer import IntegerWriter
 from tests.builders import canonical, conv_net, proto_of
 from tests.quantization import kernels, normal_batches, plan_for, run, signal_to_noise_db
 
@@ -24,7 +25,8 @@ SOURCE = normal_batches((1, 3, 8, 8))
 def spelled_net(spelling: SpellingName, model: CanonicalModel | None = None) -> ir.Model:
     model = model or conv_net(batch=1)
     plan = plan_for(model, SOURCE)
-    return spell(model, plan, place(model, plan, spelling), spelling)
+    placement = place_tflite(model, plan) if spelling == "tflite" else place(model, plan, spelling)
+    return spell(model, plan, placement, spelling)
 
 
 def small_weights(*shape: int) -> np.ndarray:
@@ -60,16 +62,10 @@ def test_whole_network_runs_in_integers_and_stays_close(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spelling", "activation_type", "largest_weight"),
-    [
-        ("x86-vnni", ir.DataType.UINT8, 127),
-        ("x86", ir.DataType.UINT8, 63),
-        ("arm64", ir.DataType.INT8, 127),
-    ],
+    ("spelling", "activation_type"),
+    [("x86-vnni", ir.DataType.UINT8), ("arm64", ir.DataType.INT8), ("tflite", ir.DataType.INT8)],
 )
-def test_element_types_and_weight_range_of_each_spelling(
-    spelling: SpellingName, activation_type: ir.DataType, largest_weight: int
-) -> None:
+def test_element_types_and_weight_range_of_each_spelling(spelling: SpellingName, activation_type: ir.DataType) -> None:
     graph = spelled_net(spelling).graph
 
     quantized = {node.outputs[0].dtype for node in graph if node.op_type == "QuantizeLinear"}
@@ -81,7 +77,7 @@ def test_element_types_and_weight_range_of_each_spelling(
     assert weights.dtype == np.int8
     assert biases.dtype == np.int32
     # Every channel uses the whole range.
-    assert np.abs(weights.astype(np.int32)).reshape(16, -1).max(axis=1).tolist() == [largest_weight] * 16
+    assert np.abs(weights.astype(np.int32)).reshape(16, -1).max(axis=1).tolist() == [127] * 16
     assert "stem.weight" not in graph.initializers
 
 
@@ -264,3 +260,53 @@ def test_placement_that_needs_more_than_the_plan_has_is_refused() -> None:
 
     with pytest.raises(TargetError, match=r"needs the weight 'stem\.weight' as integers"):
         spell(model, poorer, placement, "x86")
+
+
+def test_names_that_the_writer_would_choose_may_be_taken_already() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y_quantized"], name="y_QuantizeLinear"),
+        helper.make_node("Relu", ["y_quantized"], ["y_raw"], name="first"),
+        helper.make_node("Conv", ["y_raw", "v"], ["y_dequantized"], name="first_replaced"),
+        helper.make_node("Conv", ["y_dequantized", "v"], ["y"], name="w_dequantized_DequantizeLinear"),
+    ]
+    proto = proto_of(
+        nodes,
+        inputs={"x": [1, 3, 8, 8]},
+        outputs={"y": [None] * 4},
+        weights={"w": small_weights(8, 3, 1, 1), "v": small_weights(8, 8, 1, 1)},
+    )
+
+    spelled = spelled_net("x86-vnni", canonical(proto))
+
+    onnx.checker.check_model(ir.to_proto(spelled), full_check=True)
+    names = [node.name for node in spelled.graph]
+    assert len(names) == len(set(names))
+
+
+def test_names_of_scales_are_counted_on_and_not_searched_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[str] = []
+
+    class Watched(set[str]):
+        def __contains__(self, name: object) -> bool:
+            looked_up.append(str(name))
+            return super().__contains__(name)
+
+    model = conv_net(batch=1)
+    plan = plan_for(model, SOURCE)
+    writer = IntegerWriter(model.clone(), plan, find_spelling("x86-vnni"))
+    monkeypatch.setattr(writer._names, "_taken", Watched(writer._names._taken))
+
+    for _ in range(100):
+        writer.initializer(np.zeros(1, dtype=np.float32), "scale")
+
+    # Twice or three times for each; searching from one would take 5000.
+    assert len(looked_up) <= 300
+
+
+@pytest.mark.parametrize("spelling", ["x86-vnni", "tflite"])
+def test_tensor_of_sixteen_bits_is_refused(spelling: SpellingName) -> None:
+    model = conv_net(batch=1)
+    placement = place(model, plan_for(model, SOURCE), "x86-vnni")
+
+    with pytest.raises(TargetError, match="has 16 bits for it"):
+        spell(model, plan_for(model, SOURCE, activation_bits=16), placement, spelling)
