@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onnxprune.api import apply, build, convert_model, load, run, save
+    from onnxprune.api import apply, build, compare, convert_model, load, run, save
     from onnxprune.contracts import ModelState, RunReport
     from onnxprune.errors import OnnxPruneError
 
@@ -25,6 +25,7 @@ _PUBLIC = {
     "RunReport": "onnxprune.contracts",
     "apply": "onnxprune.api",
     "build": "onnxprune.api",
+    "compare": "onnxprune.api",
     "convert_model": "onnxprune.api",
     "load": "onnxprune.api",
     "run": "onnxprune.api",
@@ -37,6 +38,7 @@ __all__ = [
     "__version__",
     "apply",
     "build",
+    "compare",
     "convert_model",
     "load",
     "run",

@@ -29,19 +29,30 @@ from onnxprune.convert.report import ConvertedModel
 from onnxprune.convert.request import SourceRequest
 from onnxprune.convert.source import open_source
 from onnxprune.errors import disk_errors
+from onnxprune.evaluate.model_diff import ModelComparison
 from onnxprune.graph.io import save_model
 from onnxprune.passes.harness import run_pass
+from onnxprune.pipeline.comparison import RANDOM, compare_sources
 from onnxprune.pipeline.lock import read_lock
 from onnxprune.pipeline.output import staged_folder, write_text
 from onnxprune.pipeline.run import DryRun, PipelineOptions, dry_run, run_pipeline
 from onnxprune.plugins import find_pass, find_target
-from onnxprune.recipe import Recipe, decode_recipe, decode_step, overlay, overlay_pruning, read_recipe_file
+from onnxprune.recipe import (
+    Recipe,
+    decode_recipe,
+    decode_step,
+    overlay,
+    overlay_pruning,
+    overlay_quantization,
+    read_recipe_file,
+)
 from onnxprune.report.json import to_json_text
 
 __all__ = [
     "Job",
     "apply",
     "build",
+    "compare",
     "convert_model",
     "default_name",
     "dry_run_job",
@@ -133,6 +144,8 @@ def prepare_job(
     progress: Progress,
     latency_ratio: float | None = None,
     verify_pruning: bool = False,
+    max_drop: float | None = None,
+    min_snr_db: float | None = None,
 ) -> Job:
     """Lay the options over the recipe (or over the plan's recipe) and check everything that needs no model."""
     read = read_lock(lock) if lock is not None else None
@@ -148,6 +161,8 @@ def prepare_job(
     merged = overlay(tables, passes=passes, targets=targets, settings=settings, sections=sections)
     if latency_ratio is not None or verify_pruning:
         merged = overlay_pruning(merged, latency_ratio=latency_ratio, verify=verify_pruning, settings=settings)
+    if max_drop is not None or min_snr_db is not None:
+        merged = overlay_quantization(merged, max_drop=max_drop, min_snr_db=min_snr_db, settings=settings)
     folder = out if out is not None else Path("out") / default_name(request.source)
     return Job(
         request=request,
@@ -261,6 +276,47 @@ def build(
         )
         artifact = target.build(state, context)
     return replace(artifact, folder=Path(out) / target_name)
+
+
+def compare(
+    reference: str | Path,
+    actual: str | Path,
+    *,
+    data: str = RANDOM,
+    samples: int = 8,
+    per_tensor: bool = False,
+    recipe: str | Path | None = None,
+    threads: int = 1,
+    custom_op_libraries: Sequence[Path] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ModelComparison:
+    """How far the model `actual` is from the model `reference`, and where they drift apart.
+
+    Args:
+        reference: A .onnx or .ort file, or any other source.
+        actual: The same, with the same inputs and outputs.
+        data: Samples (folder, .npz, .npy, "module:function"), or "random".
+        samples: At most so many.
+        per_tensor: Compare every tensor inside that has the same name in both; not for .ort files.
+        recipe: TOML file whose [preprocess] turns pictures into inputs; None: what an artifact was made with.
+        threads: Threads of the runtime.
+        custom_op_libraries: Shared libraries with the models' custom operators.
+        seed: Where random samples start.
+        progress: Shows what goes on.
+    """
+    return compare_sources(
+        str(reference),
+        str(actual),
+        data=data,
+        samples=samples,
+        per_tensor=per_tensor,
+        recipe=Path(recipe) if recipe is not None else None,
+        threads=threads,
+        custom_op_libraries=tuple(custom_op_libraries),
+        seed=seed,
+        progress=progress or NullProgress(),
+    )
 
 
 def save(state: ModelState, path: str | Path) -> None:

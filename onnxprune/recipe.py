@@ -23,6 +23,7 @@ Besides passes, the list may hold blocks of passes that run several times around
 from __future__ import annotations
 
 import copy
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ __all__ = [
     "decode_step",
     "overlay",
     "overlay_pruning",
+    "overlay_quantization",
     "portable_settings",
     "read_recipe_file",
     "recipe_to_json",
@@ -191,7 +193,10 @@ def _root_paths(passes: Any, folder: Path) -> None:
         _root_paths(entry.get("passes"), folder)
         for key, kind in _path_keys(entry.get("name")).items():
             value = entry.get(key)
-            if isinstance(value, str) and (kind == "file" or value.rpartition(":")[0].endswith(".py")):
+            if isinstance(value, str) and kind == "program":
+                # Not resolved: an environment's interpreter is a link, and what it links to has none of its packages.
+                entry[key] = os.path.abspath(folder / value)  # noqa: PTH100
+            elif isinstance(value, str) and (kind == "file" or value.rpartition(":")[0].endswith(".py")):
                 entry[key] = _from_folder(value, folder)
 
 
@@ -301,6 +306,53 @@ def overlay_pruning(
         own[0]["latency_ratio"] = latency_ratio
     for entry in own if verify else ():
         entry["verify_oracle"] = True
+    merged["passes"] = entries
+    return merged
+
+
+def overlay_quantization(
+    tables: Mapping[str, Any],
+    *,
+    max_drop: float | None,
+    min_snr_db: float | None,
+    settings: Iterable[str] = (),
+) -> JsonObject:
+    """Lay the command line's goal for int8 over recipe tables: it takes the place of a goal that the pass `quant` has.
+
+    Args:
+        tables: A recipe's tables.
+        max_drop: Of the score; or None.
+        min_snr_db: Of the outputs; or None.
+        settings: What `overlay` was given beside it ("quant.max_drop=0.01").
+
+    Raises:
+        UsageError: Both are given; there is no pass `quant`, or several; or `settings` give it another goal.
+    """
+    goals = {"max_drop": max_drop, "min_snr_db": min_snr_db}
+    options = {"max_drop": "--max-drop", "min_snr_db": "--min-snr"}
+    asked = [name for name, value in goals.items() if value is not None]
+    if len(asked) != 1:
+        raise UsageError("'--max-drop' and '--min-snr' exclude each other.", "Give one goal.")
+    (goal,) = asked
+    merged: JsonObject = copy.deepcopy(dict(tables))
+    entries = _pass_entries(merged.get("passes", []))
+    own = [entry for _, entry in _all_entries(entries) if entry["name"] == "quant"]
+    if not own:
+        names = [entry["name"] for _, entry in _all_entries(entries)]
+        raise UsageError(
+            f"'{options[goal]}' is for the pass 'quant', and the run has {quoted_list(names) or 'no passes'}.",
+            "Add it: --passes ...,quant",
+        )
+    if len(own) > 1:
+        raise UsageError(
+            f"'{options[goal]}' can't tell which of the passes {quoted_list(entry['id'] for entry in own)} is meant.",
+            f"Write: --set '{own[-1]['id']}.{goal}={goals[goal]:g}'.",
+        )
+    for name in goals:
+        if any(setting.split("=")[0].strip() == f"{own[0]['id']}.{name}" for setting in settings):
+            raise UsageError(f"Give one goal of '{own[0]['id']}', not '{options[goal]}' and '{name}'.")
+        own[0].pop(name, None)
+    own[0][goal] = goals[goal]
     merged["passes"] = entries
     return merged
 

@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("onnxprune.cli.convert:convert", "Turn any supported source into a canonical ONNX file."),
     "inspect": ("onnxprune.cli.inspect:inspect", "Show layers, parameters, MACs, bytes and channel classes."),
     "profile": ("onnxprune.cli.profile:profile", "Time a model and its operators."),
+    "compare": ("onnxprune.cli.compare:compare", "Show how far two models are from each other, and where."),
     "passes": ("onnxprune.cli.catalog:passes", "List the passes and their settings."),
     "targets": ("onnxprune.cli.catalog:targets", "List the targets and their settings."),
     "ops": ("onnxprune.cli.catalog:ops", "List the operators that each table knows."),

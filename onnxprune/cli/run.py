@@ -34,6 +34,14 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
     help="Prune until the model takes this part of its time on this machine (0.5: half).",
 )
 @click.option("--verify-pruning", is_flag=True, help="Hold the pruned model against the original, masked with zeros.")
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0.0),
+    help="Let the score of int8 fall by so much at most (0.01); damaging layers leave int8. Needs --eval.",
+)
+@click.option(
+    "--min-snr", "min_snr_db", type=float, metavar="DB", help="The same without --eval: SNR of the outputs, at least."
+)
 @click.option("--calibration", metavar="DATA", help="Unlabelled samples: image folder, .npz, .npy, module:function.")
 @click.option("--eval", "evaluation", metavar="DATA", help="Labelled samples, or module:function(runner) -> score.")
 @click.option(
@@ -57,6 +65,8 @@ def run(
     settings: tuple[str, ...],
     latency_ratio: float | None,
     verify_pruning: bool,
+    max_drop: float | None,
+    min_snr_db: float | None,
     calibration: str | None,
     evaluation: str | None,
     out: Path | None,
@@ -100,6 +110,8 @@ def run(
             progress=progress,
             latency_ratio=latency_ratio,
             verify_pruning=verify_pruning,
+            max_drop=max_drop,
+            min_snr_db=min_snr_db,
         )
         for request, folder in zip(requests, folders, strict=True)
     ]

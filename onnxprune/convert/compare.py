@@ -200,6 +200,7 @@ def _worse(one: OutputDifference, other: OutputDifference) -> OutputDifference:
             max_rel=_largest(a.max_rel, b.max_rel),
             cosine=min(a.cosine, b.cosine),
             snr_db=min(a.snr_db, b.snr_db),
+            is_compared=a.is_compared and b.is_compared,
         )
 
     return dataclasses.replace(

@@ -7,7 +7,8 @@ With reference r and actual a, each output taken as one vector:
     cosine    <r, a> / (|r| |a|)                 1 where both are zero throughout, 0 where one is
     snr_db    10 log10(sum r^2 / sum (a - r)^2)  infinite where equal
 
-Values that are not finite count as equal where both have the same one at the same place. Where they differ, max_abs
+Values that are not finite count as equal where both have the same one at the same place; where there is no other, the
+result says that nothing was compared. Where they differ, max_abs
 and max_rel are infinite, cosine is 0 and snr_db is minus infinity. Booleans are 0 and 1; strings are equal or not.
 Over several outputs or batches the worst counts.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from onnxprune.evaluate.feeds import feeds_for
 __all__ = ["compare_outputs", "fidelity", "worst_of"]
 
 _EQUAL = OutputDifference(max_abs=0.0, max_rel=0.0, cosine=1.0, snr_db=math.inf)
+_NOT_COMPARED = replace(_EQUAL, is_compared=False)
 
 
 def compare_outputs(
@@ -66,6 +69,7 @@ def worst_of(
         max_rel=max(one.max_rel for one in worst),
         cosine=min(one.cosine for one in worst),
         snr_db=min(one.snr_db for one in worst),
+        is_compared=all(one.is_compared for one in worst),
         per_output=dict(per_output or {}),
     )
 
@@ -142,6 +146,8 @@ def _vector_difference(r: npt.NDArray[np.float64], a: npt.NDArray[np.float64]) -
         odd_r, odd_a = r[~finite], a[~finite]
         if not np.array_equal(odd_r, odd_a, equal_nan=True):
             return OutputDifference(max_abs=math.inf, max_rel=math.inf, cosine=0.0, snr_db=-math.inf)
+        if not finite.any():
+            return _NOT_COMPARED
         r, a = r[finite], a[finite]
     if r.size == 0 or np.array_equal(r, a):
         return _EQUAL

@@ -56,9 +56,15 @@ class Execution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassesResult:
-    """The state at the end, and what was reported and decided on the way."""
+    """The state at the end, and what was reported and decided on the way.
+
+    `unrepaired` is the state in front of the first of the passes `repaired_by`, which repair what int8 does: its model
+    is the float one that `quant` saw. Without such passes it is the state at the end.
+    """
 
     state: ModelState
+    unrepaired: ModelState
+    repaired_by: tuple[str, ...]
     reports: tuple[PassReport, ...]
     plans: tuple[PlannedPass, ...]
 
@@ -110,13 +116,26 @@ def run_stages(stages: Sequence[Stage], state: ModelState, execution: Execution)
     """
     runner = _StageRunner(execution, num_passes=len(passes_of(stages)))
     done = _Done(position=_Position(state=state, key=execution.start_key, model_key=None))
+    unrepaired: ModelState | None = None
+    repaired_by: list[str] = []
     for stage in stages:
         here = done.position
+        repairing = [pass_.pass_id for pass_ in passes_of([stage]) if pass_.needs_quantization]
+        if repairing and unrepaired is None:
+            unrepaired = here.state
+        repaired_by += repairing
         done = done.then(
             runner.run_block(stage, here) if isinstance(stage, RepeatedStage) else runner.run_pass(stage, here, None)
         )
     runner.forget_the_rest()
-    return PassesResult(state=done.position.state, reports=done.reports, plans=done.plans)
+    end = done.position.state
+    return PassesResult(
+        state=end,
+        unrepaired=end if unrepaired is None else unrepaired,
+        repaired_by=tuple(repaired_by),
+        reports=done.reports,
+        plans=done.plans,
+    )
 
 
 class _StageRunner:
@@ -171,7 +190,8 @@ class _StageRunner:
                 )
                 model_key = stored.model_key
             if not is_repeatable:
-                key = chain_key(key, result=content_hash(outcome.state.model))
+                # A pass may decide much and leave the graph as it is: what it decided counts as well.
+                key = chain_key(key, result=content_hash(outcome.state.model), decided=plan)
             position = _Position(state=outcome.state, key=key, model_key=model_key)
         _log(report)
         planned = PlannedPass(step_id=pass_.pass_id, name=pass_.name, plan=plan)

@@ -50,6 +50,7 @@ from onnxprune.graph.writer import content_hash
 from onnxprune.passes.harness import check_requirements
 from onnxprune.pipeline.cache import PassCache, chain_key, file_hash
 from onnxprune.pipeline.execute import Execution, PassesResult, run_stages
+from onnxprune.pipeline.fallback import FallbackJob, promise_warnings, settled_early_warnings, with_fallback_costs
 from onnxprune.pipeline.lock import (
     LOCK_NAME,
     LOCK_SCHEMA,
@@ -142,6 +143,9 @@ def run_pipeline(
             measure_artifact(artifact, target, yardstick, progress)
             for artifact, target in zip(artifacts, targets, strict=True)
         )
+        measurements = with_fallback_costs(
+            measurements, artifacts, targets, FallbackJob(done.state, yardstick, recipe.seed, progress)
+        )
         lock = PlanLock(
             schema=LOCK_SCHEMA,
             source_hash=prepared.source_hash,
@@ -163,7 +167,12 @@ def run_pipeline(
             artifacts=tuple(replace(artifact, folder=options.out / artifact.target) for artifact in artifacts),
             measurements=measurements,
             budgets=_budgets(recipe, measurements, source_measurements),
-            warnings=(*prepared.warnings, *result_warnings(before, after, source_measurements, measurements)),
+            warnings=(
+                *prepared.warnings,
+                *result_warnings(before, after, source_measurements, measurements),
+                *promise_warnings(done.unrepaired, artifacts, targets, measurements, yardstick),
+                *settled_early_warnings(done.state, done.repaired_by),
+            ),
             versions=runtime_versions(),
             host=host_summary(),
             duration_s=time.monotonic() - started,
@@ -370,6 +379,8 @@ def _build(prepared: _Prepared, done: PassesResult, staging: Path, options: Pipe
     }
     if state.quantization is not None:
         provenance["calibration_hash"] = state.quantization.calibration_hash
+        provenance["calibration_method"] = state.quantization.method
+        provenance["calibration_samples"] = state.quantization.num_samples
     artifacts = []
     for target, step in zip(prepared.targets, recipe.targets, strict=True):
         options.progress.note(f"Building for {step.name}")
@@ -386,6 +397,7 @@ def _build(prepared: _Prepared, done: PassesResult, staging: Path, options: Pipe
                     custom_op_libraries=prepared.context.custom_op_libraries,
                     seed=recipe.seed,
                     placement=placements.get(step.name),
+                    timing_threads=recipe.measure.threads if recipe.measure.latency and target.is_host else None,
                 ),
             )
         )

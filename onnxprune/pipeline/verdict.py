@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.contracts import Measurements, ModelFigures
+from onnxprune.errors import quoted_list
 from onnxprune.targets.building import NOTABLE_ZEROS_RATIO
 
 __all__ = ["result_warnings"]
@@ -25,6 +26,14 @@ def result_warnings(
             warnings.append(
                 f"{measured.target}: the artifact is larger than the source "
                 f"({measured.size_bytes:,} against {source.size_bytes:,} bytes)."
+            )
+        if measured.fidelity is not None and not measured.fidelity.difference.is_compared:
+            difference = measured.fidelity.difference
+            named = [name for name, one in difference.per_output.items() if not one.is_compared]
+            which = f"output {quoted_list(named)} is" if named else "an output is"
+            warnings.append(
+                f"{measured.target}: {which} NaN or infinite throughout, in source and artifact, so nothing was "
+                "compared there. Look at the model and at the samples."
             )
         latency = measured.latency
         # A time that was taken elsewhere says nothing about the target; the report says that instead.

@@ -14,6 +14,7 @@ from onnxprune.convert.report import ConversionReport
 from onnxprune.pipeline.run import DryRun
 from onnxprune.recipe import ITERATION_MARK
 from onnxprune.report.channels import Held, Reason, describe_reason, group_reasons
+from onnxprune.report.fallback import fallback_text
 from onnxprune.report.figures import bytes_text, change_text, count_text, factor_text, ms_text, part_text
 from onnxprune.report.json import to_json_text
 
@@ -182,6 +183,8 @@ def _fidelity_cells(measured: Measurements) -> tuple[str, str | Text]:
     if measured.fidelity is None:
         return "", ""
     difference = measured.fidelity.difference
+    if not difference.is_compared:
+        return "not finite", Text("nothing was compared", style="red")
     return f"{difference.snr_db:.1f} dB", Text(f"cosine {difference.cosine:.5f}, max {difference.max_abs:.3g}")
 
 
@@ -196,6 +199,9 @@ def _print_footnotes(console: Console, report: RunReport) -> None:
         console.print(Text(f"MACs and latency at {shape}.", style="dim"))
     if report.before.uncounted_ops:
         console.print(Text(f"MACs not counted: {', '.join(report.before.uncounted_ops)}.", style="dim"))
+    for measured in report.measurements:
+        if measured.fallback is not None:
+            console.print(Text(f"{measured.target}: {fallback_text(measured.fallback)}", style="dim"))
     for warning in report.warnings:
         console.print(Text.assemble(("warning: ", "bold yellow"), warning))
     for artifact in report.artifacts:

@@ -14,6 +14,7 @@ def test_the_package_offers_exactly_these_names() -> None:
         "__version__",
         "apply",
         "build",
+        "compare",
         "convert_model",
         "load",
         "run",

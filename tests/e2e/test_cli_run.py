@@ -19,6 +19,8 @@ import onnx
 import onnxruntime
 import pytest
 
+from onnxprune.runtime.host import host_isa
+
 Command = Callable[..., Any]
 FAST = ("--set", "measure.min_seconds=0.05", "--set", "measure.load=false")
 ONNXPRUNE = str(Path(sys.executable).with_name("onnxprune"))
@@ -79,15 +81,34 @@ def test_the_main_job_writes_artifacts_plan_and_report(
     assert report["after"]["parameters"] < report["before"]["parameters"]
     assert report["source_measurements"]["score"]["value"] == 1.0
     for artifact in report["artifacts"]:
+        made_from = artifact["provenance"]
+        assert (made_from["calibration_method"], made_from["calibration_samples"]) == ("minmax", 16)
+        assert len(made_from["calibration_hash"]) == 64
         for file in artifact["files"]:
             path = out / artifact["target"] / file["path"]
             assert sha256(path) == file["sha256"]
             assert path.stat().st_size == file["size_bytes"]
+    decided = {artifact["target"]: artifact["placement"]["decided_by"] for artifact in report["artifacts"]}
+    assert decided == {"onnx": "measured", "ort-mobile": "measured" if host_isa().arch == "arm64" else "table"}
     for expected in ("Parameters", "MACs", "File", "Latency p50", "Score", "Wrote"):
         assert expected in result.stdout
+    assert "decided by measurement on this machine" in " ".join(result.stdout.split())
     session = onnxruntime.InferenceSession(out / "onnx" / "classifier.onnx")
     assert [i.name for i in session.get_inputs()] == ["image"]
     assert [o.name for o in session.get_outputs()] == ["scores"]
+
+
+def test_nothing_is_timed_for_a_placement_without_measuring(
+    onnxprune_command: Command, classifier: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["run", classifier.path, "--passes", "quant", "--calibration", classifier.calibration, "--no-measure"]
+    result = onnxprune_command(*arguments, "--out", out)
+    assert result.code == 0, result.stderr
+    (artifact,) = json.loads((out / "report.json").read_text())["artifacts"]
+    assert artifact["placement"]["decided_by"] == "table"
+    assert artifact["regions"] == []
+    assert "timing regions" not in result.stderr
 
 
 def test_json_output_is_json_and_nothing_else(onnxprune_command: Command, classifier: Any, tmp_path: Path) -> None:
@@ -315,7 +336,7 @@ def test_calibration_samples_in_the_evaluation_give_a_warning(
         (("--plan", "missing.json"), 2, "does not exist"),
         (("--calibration", "missing.npz", "--passes", "quant"), 10, "missing.npz"),
         (("--shape", "image=0,3"), 2, "can't be read"),
-        (("--passes", "quant,prune", "--calibration", "x.npz"), 2, "Put 'quant' last"),
+        (("--passes", "quant,prune", "--calibration", "x.npz"), 2, "Put 'prune' before 'quant'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

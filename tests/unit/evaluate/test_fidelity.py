@@ -68,6 +68,16 @@ def test_value_that_is_not_finite_on_one_side_is_the_worst_there_is(reference: A
     assert difference(reference, actual) == worst
 
 
+@pytest.mark.parametrize("values", [[math.nan, math.nan], [math.inf, -math.inf]])
+def test_outputs_without_a_finite_number_are_not_compared(values: list[float]) -> None:
+    assert not difference(values, values).is_compared
+    found = compare_outputs(
+        {"odd": np.array(values), "y": np.ones(2)}, {"odd": np.array(values), "y": np.array([1.0, 1.5])}
+    )
+    assert (found.is_compared, found.per_output["y"].is_compared) == (False, True)
+    assert found.snr_db < 10.0
+
+
 def test_equal_infinities_leave_the_rest_to_compare() -> None:
     assert difference([-math.inf, 2.0], [-math.inf, 1.0]).max_abs == 1.0
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
-from onnxprune.contracts import LatencyRatio, LatencySummary, Measurements, ModelFigures
+from onnxprune.contracts import Fidelity, LatencyRatio, LatencySummary, Measurements, ModelFigures, OutputDifference
 from onnxprune.pipeline.verdict import result_warnings
 
 SUMMARY = LatencySummary(p50_ms=1, p90_ms=1, p99_ms=1, num_runs=10, num_warmup=1, threads=1)
@@ -29,6 +30,14 @@ def test_a_smaller_and_faster_artifact_gives_no_warning() -> None:
 def test_a_larger_artifact_is_said_to_be_larger() -> None:
     (text,) = warnings(Measurements(target="onnx", size_bytes=6000))
     assert "larger than the source (6,000 against 5,000 bytes)" in text
+
+
+def test_outputs_of_which_nothing_was_compared_are_named() -> None:
+    nothing = OutputDifference(max_abs=0.0, max_rel=0.0, cosine=1.0, snr_db=math.inf, is_compared=False)
+    whole = replace(nothing, per_output={"odd": nothing, "fine": replace(nothing, is_compared=True)})
+    fidelity = Fidelity(difference=whole, num_samples=4, data="random")
+    (text,) = warnings(Measurements(target="onnx", size_bytes=2000, fidelity=fidelity))
+    assert "onnx: output 'odd' is NaN or infinite throughout" in text
 
 
 def test_an_artifact_that_is_slower_beyond_noise_is_said_to_be_slower() -> None:

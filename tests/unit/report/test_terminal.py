@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +178,14 @@ def test_what_was_not_measured_has_no_row() -> None:
     text = printed(replace(REPORT, measurements=(bare,), source_measurements=source))
     for start in ("Latency", "Load", "Score", "Outputs"):
         assert not any(line.startswith(start) for line in text.splitlines())
+
+
+def test_outputs_without_a_finite_number_are_not_shown_as_exact() -> None:
+    nothing = OutputDifference(max_abs=0.0, max_rel=0.0, cosine=1.0, snr_db=math.inf, is_compared=False)
+    idle = replace(MEASURED, fidelity=Fidelity(difference=nothing, num_samples=8, data="random"))
+    line = line_with(printed(replace(REPORT, measurements=(idle,))), "Outputs")
+    assert "nothing was compared" in line
+    assert "not finite" in line
 
 
 def test_unknown_macs_are_said_to_be_unknown() -> None:

@@ -1,0 +1,95 @@
+"""Opens what `onnxprune compare` compares: two models, and samples that both take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from onnxprune.contracts import Batch, Progress
+from onnxprune.convert.request import SourceRequest
+from onnxprune.convert.source import open_source
+from onnxprune.data.preprocess import Preprocess
+from onnxprune.data.source import open_data
+from onnxprune.evaluate.model_diff import ComparedModel, ModelComparison, compare_models
+from onnxprune.graph.io import load_model
+from onnxprune.recipe import decode_recipe, read_recipe_file
+from onnxprune.runtime.feeds import working_feeds
+from onnxprune.runtime.sessions import OrtRunner, ort_runner_from_model, ort_runner_from_path
+from onnxprune.runtime.tensors import OrtTensors
+from onnxprune.targets.building import PROVENANCE_KEY
+
+__all__ = ["RANDOM", "compare_sources"]
+
+RANDOM = "random"
+"""In place of a path: seeded random samples."""
+
+
+def compare_sources(
+    reference: str,
+    actual: str,
+    *,
+    data: str,
+    samples: int,
+    per_tensor: bool,
+    recipe: Path | None,
+    threads: int,
+    custom_op_libraries: tuple[Path, ...],
+    seed: int,
+    progress: Progress,
+) -> ModelComparison:
+    """Open both models and the samples, and compare; see `onnxprune.api.compare`."""
+    opened = [
+        _open(source, threads=threads, custom_op_libraries=custom_op_libraries, progress=progress)
+        for source in (reference, actual)
+    ]
+    runners = [runner for _, runner in opened]
+    batches: Iterable[Batch]
+    if data == RANDOM:
+        batches = tuple(working_feeds(runners[0], seed=seed + number) for number in range(samples))
+        count = samples
+    else:
+        source = open_data(data, inputs=runners[0].inputs, preprocess=_preprocess(recipe, runners), limit=samples)
+        batches, count = source, source.num_samples
+    first, second = (model for model, _ in opened)
+    if first.name == second.name:
+        first, second = replace(first, name=reference), replace(second, name=actual)
+    return compare_models(
+        first, second, batches, data=data, num_samples=count, per_tensor=per_tensor, progress=progress
+    )
+
+
+def _open(
+    source: str, *, threads: int, custom_op_libraries: tuple[Path, ...], progress: Progress
+) -> tuple[ComparedModel, OrtRunner]:
+    path = Path(source)
+    if path.suffix == ".ort":
+        runner = ort_runner_from_path(path, threads=threads, custom_op_libraries=custom_op_libraries)
+        return ComparedModel(name=path.name, runner=runner), runner
+    if path.suffix == ".onnx":
+        model = load_model(path)  # look at the file before a runtime does
+        runner = ort_runner_from_path(path, threads=threads, custom_op_libraries=custom_op_libraries)
+    else:
+        request = SourceRequest(source=source, custom_op_libraries=custom_op_libraries)
+        model = open_source(request, progress=progress).model
+        runner = ort_runner_from_model(model, threads=threads, custom_op_libraries=custom_op_libraries)
+    tensors = OrtTensors(model=model, threads=threads, custom_op_libraries=custom_op_libraries)
+    return ComparedModel(name=path.name, runner=runner, graph=model.graph, tensors=tensors), runner
+
+
+def _preprocess(recipe: Path | None, runners: Sequence[OrtRunner]) -> Preprocess:
+    """The recipe's; else what an artifact was made with, the second model's first; else the default."""
+    if recipe is not None:
+        return decode_recipe(read_recipe_file(recipe), origin=recipe.name).preprocess
+    for runner in reversed(runners):
+        try:
+            stored: Any = json.loads(runner.metadata.get(PROVENANCE_KEY, "{}"))
+            if isinstance(stored, dict) and "preprocess" in stored:
+                return Preprocess.model_validate_json(json.dumps(stored["preprocess"]))
+        except (json.JSONDecodeError, ValidationError):
+            continue  # metadata of another version or tool say nothing about ours
+    return Preprocess()
