@@ -29,6 +29,7 @@ from onnxprune.runtime.sessions import ort_runner_from_model
 
 SAMPLE_COUNTS = (32, 512)
 THREADS = 2
+METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 
 
 class Batches:
@@ -87,11 +88,11 @@ def main() -> None:
         path = write_simplified(network, Path(folder))
         plain = in_child(path, SAMPLE_COUNTS[0], "none")
         print(f"{network}, {THREADS} threads: {SAMPLE_COUNTS[0]} float runs take {plain['seconds']:.1f} s")
-        for method in ("minmax", "percentile"):
+        for method in METHODS:
             few, many = (in_child(path, count, method) for count in SAMPLE_COUNTS)
             growth = many["peak_rss_bytes"] / few["peak_rss_bytes"]
             print(
-                f"  {method:11}peak {few['peak_rss_bytes'] / 2**20:.0f} MiB with {SAMPLE_COUNTS[0]} samples, "
+                f"  {method:15}peak {few['peak_rss_bytes'] / 2**20:.0f} MiB with {SAMPLE_COUNTS[0]} samples, "
                 f"{many['peak_rss_bytes'] / 2**20:.0f} MiB with {SAMPLE_COUNTS[1]}: ratio {growth:.3f} (at most 1.1); "
                 f"{few['seconds'] / plain['seconds']:.2f} times the float runs"
             )
