@@ -102,6 +102,11 @@ def check_requirements(
     quantized_by: str | None = None
     has_activations = False
     for pass_ in passes:
+        if quantized_by is not None and pass_.produces_quantization:
+            raise PreconditionError(
+                f"Passes '{quantized_by}' and '{pass_.pass_id}' both quantize, and a model is quantized once.",
+                "Drop one of them.",
+            )
         if quantized_by is not None and not pass_.keeps_quantization:
             raise PreconditionError(
                 f"Pass '{pass_.pass_id}' stands after '{quantized_by}' and would make its plan wrong.",

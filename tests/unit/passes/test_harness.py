@@ -25,6 +25,7 @@ from onnxprune.contracts import (
 from onnxprune.errors import OnnxPruneError, PluginError, PreconditionError, UsageError, VerificationError
 from onnxprune.graph.weights import constant_array, replace_weight
 from onnxprune.passes.harness import check_requirements, plan_from_json, plan_to_json, run_pass
+from onnxprune.passes.quant import QuantConfig, QuantPass
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +129,12 @@ def test_a_pass_after_quantization_that_would_make_its_plan_wrong_is_refused_ear
     quantizer = variant(produces_quantization=True, keeps_quantization=True)(ScaleConfig(), pass_id="quant")
     with pytest.raises(PreconditionError, match=r"'scale' stands after 'quant'.*Put 'scale' before 'quant'"):
         check_requirements([quantizer, ScalePass(ScaleConfig())], has_calibration=True, has_evaluator=True)
+
+
+def test_two_passes_that_quantize_are_refused() -> None:
+    passes = [QuantPass(QuantConfig()), QuantPass(QuantConfig(), pass_id="quant#2")]
+    with pytest.raises(PreconditionError, match=r"'quant' and 'quant#2' both quantize.*Drop one of them"):
+        check_requirements(passes, has_calibration=True, has_evaluator=True)
 
 
 def test_a_state_with_a_quantization_plan_is_refused_by_a_pass_that_does_not_keep_it(model):
