@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -11,13 +12,23 @@ import onnx_ir as ir
 from onnxprune.contracts import Batch, CalibrationSource, Runner
 from onnxprune.errors import BadDataError, ModelError
 
-__all__ = ["batch_size", "num_batches", "run_samples"]
+__all__ = ["batch_size", "first_batches", "num_batches", "run_samples"]
 
 
 def batch_size(batch: Batch) -> int:
     """Samples in `batch`."""
     sizes = [array.shape[0] for array in batch.values() if array.ndim > 0]
     return sizes[0] if sizes else 1
+
+
+def first_batches(source: CalibrationSource, max_samples: int | None) -> Iterator[Batch]:
+    """The batches of `source` up to the one that reaches `max_samples` samples; None: all."""
+    seen = 0
+    for batch in source:
+        if max_samples is not None and seen >= max_samples:
+            return
+        yield batch
+        seen += batch_size(batch)
 
 
 def num_batches(model: ir.Model, source: CalibrationSource, max_samples: int | None) -> int:

@@ -14,11 +14,13 @@ from onnxprune.graph.cleanup import remove_dead_code
 from onnxprune.graph.weights import constant_array, replace_weight
 from onnxprune.passes.equalize.plan import SitePlan
 from onnxprune.passes.layerwise.channels import layer_weight, scale_inputs, scale_outputs, summed_kernel
-from onnxprune.passes.layerwise.layers import BiasPlace, add_to_bias, bias_of, find_bias, nodes_by_name
+from onnxprune.passes.layerwise.layers import BiasPlace, add_to_bias, bias_of, find_bias, node_of_plan, nodes_by_name
 
 __all__ = ["apply_sites"]
 
 Array = npt.NDArray[Any]
+
+_NAME = "equalize"
 
 
 def apply_sites(model: ir.Model, sites: Sequence[SitePlan]) -> None:
@@ -30,7 +32,7 @@ def apply_sites(model: ir.Model, sites: Sequence[SitePlan]) -> None:
     nodes = nodes_by_name(model)
     for site in sites:
         factors = np.asarray(site.factors)
-        producer = _node(nodes, site.producer)
+        producer = node_of_plan(nodes, site.producer, pass_name=_NAME)
         _rescale(producer, factors, is_producer=True)
         place = find_bias(producer)
         if isinstance(place, BiasPlace) and place.holder == site.producer:
@@ -38,23 +40,14 @@ def apply_sites(model: ir.Model, sites: Sequence[SitePlan]) -> None:
             if bias.any():
                 add_to_bias(model, place, bias / factors - bias)
         for name in site.consumers:
-            _rescale(_node(nodes, name), factors, is_producer=False)
+            _rescale(node_of_plan(nodes, name, pass_name=_NAME), factors, is_producer=False)
         for name in site.clips:
-            _make_relu(_node(nodes, name))
+            _make_relu(node_of_plan(nodes, name, pass_name=_NAME))
         if site.absorbed:
             _absorb(model, nodes, site)
     if any(site.clips for site in sites):
         # The bounds of Clips that became Relu.
         remove_dead_code(model)
-
-
-def _node(nodes: dict[str, ir.Node], name: str) -> ir.Node:
-    if name not in nodes:
-        raise PassError(
-            f"The plan for pass 'equalize' names the node '{name}', which this model does not have.",
-            "Use a plan that was made for this model.",
-        )
-    return nodes[name]
 
 
 def _rescale(node: ir.Node, factors: Array, *, is_producer: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,16 @@ from onnxprune.ops.quant import QUANT, bias_input
 from onnxprune.passes.layerwise.matrices import output_channels
 from onnxprune.passes.quant.weights import LARGEST_BIAS_INTEGER
 
-__all__ = ["BiasPlace", "add_to_bias", "bias_limits", "bias_of", "find_bias", "nodes_by_name", "planned_layers"]
+__all__ = [
+    "BiasPlace",
+    "add_to_bias",
+    "bias_limits",
+    "bias_of",
+    "find_bias",
+    "node_of_plan",
+    "nodes_by_name",
+    "planned_layers",
+]
 
 Vector = npt.NDArray[np.float64]
 
@@ -42,6 +52,20 @@ def planned_layers(model: ir.Model, plan: QuantizationPlan) -> tuple[PlannedNode
 def nodes_by_name(model: ir.Model) -> dict[str, ir.Node]:
     """The nodes of the main graph."""
     return {node.name or "": node for node in model.graph}
+
+
+def node_of_plan(nodes: Mapping[str, ir.Node], name: str, *, pass_name: str) -> ir.Node:
+    """The node that a plan names.
+
+    Raises:
+        PassError: There is none: the plan was made for another model.
+    """
+    if name not in nodes:
+        raise PassError(
+            f"The plan for pass '{pass_name}' names the node '{name}', which this model does not have.",
+            "Use a plan that was made for this model.",
+        )
+    return nodes[name]
 
 
 def find_bias(node: ir.Node) -> BiasPlace | str:

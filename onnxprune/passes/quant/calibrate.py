@@ -11,7 +11,7 @@ than `MAX_OUTPUT_BYTES` are taken in several sweeps over the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ import onnx_ir as ir
 from onnxprune.contracts import Batch, CalibrationSource, NullProgress, Progress
 from onnxprune.errors import BadDataError
 from onnxprune.ops.quant import clip_bounds
-from onnxprune.passes.calibration import batch_size, num_batches, run_samples
+from onnxprune.passes.calibration import batch_size, first_batches, num_batches, run_samples
 from onnxprune.passes.quant.accumulate import (
     CalibrationMethod,
     ChannelExtremes,
@@ -127,7 +127,7 @@ def calibrate(
             wanted = [name for name in kept if name in names or (number == 0 and name in inputs)]
             description = "Calibrating" if len(sweeps) == 1 else f"Calibrating, sweep {number + 1} of {len(sweeps)}"
             batches = progress.track(
-                _limited(source, max_samples), description, num_batches(model, source, max_samples)
+                first_batches(source, max_samples), description, num_batches(model, source, max_samples)
             )
             num_samples = 0
             for batch in batches:
@@ -180,15 +180,6 @@ def _not_finite(name: str, array: npt.NDArray[np.float32], batch: Batch, first_s
         f"are {'NaN' if np.isnan(example) else 'infinite'}.",
         "Remove the sample, or repair the preprocessing or the weights that lead to it.",
     )
-
-
-def _limited(source: CalibrationSource, max_samples: int | None) -> Iterator[Batch]:
-    seen = 0
-    for batch in source:
-        if max_samples is not None and seen >= max_samples:
-            return
-        yield batch
-        seen += batch_size(batch)
 
 
 def _sweeps(values: Sequence[ir.Value], max_bytes: int) -> list[list[str]]:

@@ -20,7 +20,7 @@ from onnxprune.contracts import Batch, CalibrationSource, Progress
 from onnxprune.errors import BadDataError, ModelError, PassError, PreconditionError, disk_errors
 from onnxprune.evaluate.fidelity import compare_outputs
 from onnxprune.graph.io import save_model
-from onnxprune.passes.calibration import batch_size, num_batches
+from onnxprune.passes.calibration import batch_size, first_batches, num_batches
 from onnxprune.runtime.feeds import random_feeds
 from onnxprune.runtime.sessions import ort_runner_from_model, ort_runner_from_path
 
@@ -106,7 +106,7 @@ def write_samples(
     folder.mkdir()
     seen = number = 0
     total = num_batches(model, source, max_samples)
-    for batch in progress.track(_limited(source, max_samples), "Writing samples", total):
+    for batch in progress.track(first_batches(source, max_samples), "Writing samples", total):
         arrays = {inputs[name]: np.ascontiguousarray(batch[name]) for name in inputs if name in batch}
         _require_plain_and_finite(batch, seen)
         with disk_errors("Writing calibration samples for the engine"):
@@ -116,15 +116,6 @@ def write_samples(
     if number == 0:
         raise BadDataError("The calibration data hold no sample.", "Give at least one; 32 to 512 are usual.")
     return WrittenSamples(num_batches=number, num_samples=min(seen, source.num_samples))
-
-
-def _limited(source: CalibrationSource, max_samples: int | None) -> Iterator[Batch]:
-    seen = 0
-    for batch in source:
-        if max_samples is not None and seen >= max_samples:
-            return
-        yield batch
-        seen += batch_size(batch)
 
 
 def _require_plain_and_finite(batch: Batch, first_sample: int) -> None:

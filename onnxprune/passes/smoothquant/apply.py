@@ -13,12 +13,14 @@ from onnxprune.errors import PassError
 from onnxprune.graph.names import UniqueNames
 from onnxprune.graph.weights import add_initializer, constant_array, replace_weight
 from onnxprune.passes.layerwise.channels import layer_weight, scale_inputs, scale_outputs
-from onnxprune.passes.layerwise.layers import BiasPlace, add_to_bias, bias_of, find_bias, nodes_by_name
+from onnxprune.passes.layerwise.layers import BiasPlace, add_to_bias, bias_of, find_bias, node_of_plan, nodes_by_name
 from onnxprune.passes.smoothquant.plan import Fold, GroupPlan
 
 __all__ = ["apply_groups"]
 
 Array = npt.NDArray[Any]
+
+_NAME = "smoothquant"
 
 
 def apply_groups(model: ir.Model, groups: Iterable[GroupPlan]) -> None:
@@ -30,7 +32,7 @@ def apply_groups(model: ir.Model, groups: Iterable[GroupPlan]) -> None:
     nodes = nodes_by_name(model)
     for group in groups:
         factors = np.asarray(group.factors)
-        layers = [_node(nodes, name) for name in group.layers]
+        layers = [node_of_plan(nodes, name, pass_name=_NAME) for name in group.layers]
         for fold in group.folds:
             _divide(model, nodes, fold, factors)
         if not group.folds:
@@ -44,7 +46,7 @@ def apply_groups(model: ir.Model, groups: Iterable[GroupPlan]) -> None:
 
 
 def _divide(model: ir.Model, nodes: dict[str, ir.Node], fold: Fold, factors: Array) -> None:
-    node = _node(nodes, fold.node)
+    node = node_of_plan(nodes, fold.node, pass_name=_NAME)
     value = node.inputs[fold.position] if fold.position < len(node.inputs) else None
     array = constant_array(value)
     if value is None or array is None or array.size % factors.size:
@@ -73,12 +75,6 @@ def _insert_mul(model: ir.Model, layers: list[ir.Node], group: GroupPlan, factor
     model.graph.insert_before(layers[0], [mul])
     for node in layers:
         node.replace_input_with(0, output)
-
-
-def _node(nodes: dict[str, ir.Node], name: str) -> ir.Node:
-    if name not in nodes:
-        raise _other_model(name)
-    return nodes[name]
 
 
 def _other_model(name: str) -> PassError:

@@ -56,19 +56,16 @@ def place(
         if node in absorbed:
             continue
         found = integer_choice(node, plan)
-        if isinstance(found, PlannedNode):
-            kept = [returned[name] for name in found.names if name in returned]
-            if kept:
-                reasons.update(dict.fromkeys(found.names, kept[0]))
-                if found.absorbed is not None:
-                    absorbed.add(found.absorbed)
-                continue
         if isinstance(found, str):
             reasons[node.name or ""] = found
             continue
-        possible.append(found)
         if found.absorbed is not None:
             absorbed.add(found.absorbed)
+        kept = [returned[name] for name in found.names if name in returned]
+        if kept:
+            reasons.update(dict.fromkeys(found.names, kept[0]))
+        else:
+            possible.append(found)
     chosen = _cheapest(model, possible, costs or TableCosts(spelling))
     integer_nodes: list[str] = []
     for index, item in enumerate(possible):
