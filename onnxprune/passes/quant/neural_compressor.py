@@ -185,7 +185,13 @@ def plan_with_neural_compressor(model: ir.Model, config: QuantConfig, context: P
         per_channel=config.per_channel,
         channels=last.channels,
     )
-    tail_reasons = reasons_with_ranges(model, candidates, next(iter(context.calibration)), num_bits=NUM_BITS)
+    tail_reasons = reasons_with_ranges(
+        model,
+        candidates,
+        context.calibration,
+        num_bits=NUM_BITS,
+        custom_op_libraries=context.custom_op_libraries,
+    )
     return replace(plan, excluded_nodes={**plan.excluded_nodes, **tail_reasons})
 
 

@@ -141,7 +141,13 @@ class QuantPass(Pass[QuantConfig, QuantizationPlan]):
             custom_op_libraries=context.custom_op_libraries,
             progress=context.progress,
         )
-        tail_reasons = reasons_with_ranges(state.model, candidates, next(iter(source)), num_bits=config.activation_bits)
+        tail_reasons = reasons_with_ranges(
+            state.model,
+            candidates,
+            source,
+            num_bits=config.activation_bits,
+            custom_op_libraries=context.custom_op_libraries,
+        )
         candidates = without_mixed_last_layers(candidates, calibrated.channels, num_bits=config.activation_bits)
         scales = activation_scales(candidates, calibrated.ranges, num_bits=config.activation_bits)
         weights = weight_scales(

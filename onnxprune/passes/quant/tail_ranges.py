@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.contracts import Batch
+from onnxprune.contracts import CalibrationSource
 from onnxprune.passes.calibration import run_samples
 from onnxprune.passes.quant.accumulate import ChannelRanges, TensorRange
 from onnxprune.passes.quant.candidates import Candidate, Candidates
@@ -90,8 +91,15 @@ def _span(found: ChannelRanges, channel: int) -> str:
     return f"[{found.lows[channel]:.3g}, {found.highs[channel]:.3g}]"
 
 
-def reasons_with_ranges(model: ir.Model, candidates: Candidates, batch: Batch, *, num_bits: int) -> dict[str, str]:
-    """Why each excluded node of the tail stays float, with the ranges that meet around it in `batch`.
+def reasons_with_ranges(
+    model: ir.Model,
+    candidates: Candidates,
+    source: CalibrationSource,
+    *,
+    num_bits: int,
+    custom_op_libraries: Sequence[Path] = (),
+) -> dict[str, str]:
+    """Why each excluded node of the tail stays float, with the ranges that meet around it in the first batch.
 
     Nodes that hang together have one reason: the narrowest and the widest tensor among what they read and write. One
     run of the model, with the tensors of the tail as outputs; what is not finite (a masked score) is left out.
@@ -102,9 +110,11 @@ def reasons_with_ranges(model: ir.Model, candidates: Candidates, batch: Batch, *
     outputs = [value.name or "" for node in tail for value in node.outputs if _is_float(value)]
     inputs = [value for node in tail for value in node.inputs if value is not None and _is_computed(value)]
     names = dict.fromkeys([*(value.name or "" for value in inputs if value.producer() is not None), *outputs])
-    runner = ort_runner_from_model(model, optimization="disabled", extra_outputs=list(names))
+    runner = ort_runner_from_model(
+        model, optimization="disabled", extra_outputs=list(names), custom_op_libraries=custom_op_libraries
+    )
     ranges: dict[str, TensorRange] = {}
-    for name, array in run_samples(runner, batch, 0).items():
+    for name, array in run_samples(runner, next(iter(source)), 0).items():
         finite = array[np.isfinite(array)] if name in names else np.empty(0)
         if finite.size:
             ranges[name] = TensorRange(low=float(finite.min()), high=float(finite.max()))

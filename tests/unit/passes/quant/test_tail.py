@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import NodeProto, helper
 
-from onnxprune.contracts import CanonicalModel, QuantizationPlan
+from onnxprune.contracts import Batch, CanonicalModel, QuantizationPlan
 from onnxprune.passes.quant import tail_ranges
 from onnxprune.passes.quant.candidates import find_candidates
-from onnxprune.runtime.sessions import ort_runner_from_model
+from onnxprune.runtime.sessions import OrtRunner, ort_runner_from_model
 from onnxprune.targets.qdq import place, spell
 from tests import detectors
-from tests.builders import canonical, proto_of
+from tests.builders import canonical, conv_net, proto_of
 from tests.quantization import ArraySource, normal_batches, plan_for, run, signal_to_noise_db
 
 HEADS = [
@@ -139,6 +141,32 @@ def test_reason_names_the_ranges_that_meet_and_is_the_same_for_nodes_that_hang_t
     assert "operator Exp has no row" in plan.excluded_nodes["decode.exp"]
     assert "meets" in plan.excluded_nodes["decode.exp"]
     assert plan.excluded_nodes["decode.softmax"] != boxes[0]
+
+
+def test_the_tail_is_run_with_the_libraries_of_custom_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def with_libraries(model: CanonicalModel, *, custom_op_libraries: Sequence[Path] = (), **options: Any) -> OrtRunner:
+        asked.extend(custom_op_libraries)
+        return ort_runner_from_model(model, **options)
+
+    monkeypatch.setattr(tail_ranges, "ort_runner_from_model", with_libraries)
+    model = detectors.ssd()
+    reasons = tail_ranges.reasons_with_ranges(
+        model, find_candidates(model), SOURCE, num_bits=8, custom_op_libraries=[Path("operators.so")]
+    )
+    assert reasons
+    assert asked == [Path("operators.so")]
+
+
+def test_without_a_tail_no_sample_is_read() -> None:
+    model = conv_net(batch=1)
+
+    class Unread(ArraySource):
+        def __iter__(self) -> Iterator[Batch]:
+            raise AssertionError("a sample was read")
+
+    assert tail_ranges.reasons_with_ranges(model, find_candidates(model), Unread(()), num_bits=8) == {}
 
 
 def test_masked_scores_in_the_tail_are_no_fault_of_the_data() -> None:
