@@ -294,7 +294,7 @@ def compare(
     """How far the model `actual` is from the model `reference`, and where they drift apart.
 
     Args:
-        reference: A .onnx or .ort file, or any other source.
+        reference: A .onnx, .ort or .tflite file, or any other source.
         actual: The same, with the same inputs and outputs.
         data: Samples (folder, .npz, .npy, "module:function"), or "random".
         samples: At most so many.

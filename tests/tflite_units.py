@@ -9,7 +9,8 @@ import numpy as np
 from onnxprune.ops.quant import pools_everything
 from tests import tflite_kernels
 from tests.integer_reference import Case, Integers, pads_of, stored_bias, stored_weight
-from tests.tflite_kernels import Operator, Tensor
+from tests.tflite_files import Tensor
+from tests.tflite_kernels import Operator
 
 VALID = 1
 

@@ -62,8 +62,9 @@ def compare(
 ) -> None:
     """Compare the model ACTUAL with the model REFERENCE, on the same samples.
 
-    Both are .onnx or .ort files with the same inputs and outputs, such as a source and its int8 artifact; REFERENCE may
-    be any other source as well. SNR is signal over noise, 'arises' the error that a layer adds to that of its inputs.
+    Both are .onnx, .ort or .tflite files with the same inputs and outputs, such as a source and its int8 artifact;
+    REFERENCE may be any other source as well. SNR is signal over noise, 'arises' the error that a layer adds to that of
+    its inputs.
     """
     from onnxprune.report.comparison import print_comparison
     from onnxprune.report.json import to_json_text

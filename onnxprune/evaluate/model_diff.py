@@ -3,8 +3,10 @@
 Tensors correspond by name. In a quantized graph a name may stand for the numbers *before* they are rounded; where all
 that reads them is a QuantizeLinear, what comes out of the DequantizeLinear behind it is compared, because that is what
 the next layer gets. So artifacts of target `onnx` can be compared, whose tensors keep the names of the float model, and
-QDQ models that other tools made. Where a node of the reference was folded into the one before it (BatchNormalization,
-Relu, arithmetic with a constant), the name of its input stands for its output now, and that is what is compared.
+QDQ models that other tools made. A `.tflite` file's integers are compared as the floats that they stand for, in the
+ONNX model's axes where the file says which those are. Where a node of the reference was folded into the one before it
+(BatchNormalization, Relu, arithmetic with a constant), the name of its input stands for its output now, and that is
+what is compared.
 
 For each tensor, `added_db` is about the error that arises there: with N noise over signal,
 
@@ -19,8 +21,6 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
 from onnxprune.contracts import Batch, NullProgress, OutputDifference, Progress, Runner
 from onnxprune.errors import UsageError, quoted_list
 from onnxprune.evaluate.fidelity import fidelity
@@ -32,7 +32,7 @@ from onnxprune.evaluate.tensor_diff import (
     compare_tensors,
     noise_ratio,
 )
-from onnxprune.graph.inference import captured_values
+from onnxprune.graph.tensor_graph import GraphTensor, TensorGraph
 
 __all__ = ["OFF_DB", "ComparedModel", "LayerDifference", "ModelComparison", "compare_models", "corresponding_tensors"]
 
@@ -48,7 +48,7 @@ class ComparedModel:
 
     name: str
     runner: Runner
-    graph: ir.Graph | None = None
+    graph: TensorGraph | None = None
     tensors: TensorSource | None = None
 
 
@@ -67,7 +67,8 @@ class ModelComparison:
     """How far `actual` is from `reference`.
 
     `outputs` holds the worst of all samples. `layers` are in the order of the reference's graph; empty where tensors
-    were not compared. `not_compared` says why of tensors that have the same name in both.
+    were not compared. `not_compared` says why not of tensors that have the same name in both, and of those that only
+    `actual` computes.
     """
 
     reference: str
@@ -140,18 +141,20 @@ def compare_models(
     )
 
 
-def corresponding_tensors(reference: ir.Graph, actual: ir.Graph) -> list[TensorPair]:
+def corresponding_tensors(reference: TensorGraph, actual: TensorGraph) -> list[TensorPair]:
     """Pairs of float tensors that nodes of both main graphs compute, in the order of the reference; see the top."""
-    others = {value.name: value for node in actual for value in node.outputs if value.name}
     pairs = []
-    for node in reference:
-        for value in node.outputs:
-            other = others.get(value.name or "")
-            if not value.name or other is None or not (_may_be_float(value) and _may_be_float(other)):
-                continue
-            meant = _what_it_became(value, other, others)
-            seen = _as_readers_see(other)
-            pairs.append(TensorPair(reference=meant.name or "", actual=seen.name or "", size_bytes=_size_bytes(value)))
+    for name, tensor in reference.computed.items():
+        other = actual.computed.get(name)
+        if other is None or not (tensor.may_be_float and other.may_be_float):
+            continue
+        pairs.append(
+            TensorPair(
+                reference=_what_it_became(name, reference, actual),
+                actual=_as_readers_see(name, actual),
+                size_bytes=_size_bytes(tensor),
+            )
+        )
     return pairs
 
 
@@ -167,26 +170,43 @@ def _compare_layers(
             "Compare an artifact with the model that it was made from, or leave --per-tensor out.",
         )
     found = compare_tensors(reference.tensors, actual.tensors, pairs, batches, progress=progress)
-    return _with_layers(reference.graph, {one.name: one for one in found.tensors}), found.not_compared
+    not_compared = {**found.not_compared, **_without_twin(reference, actual.graph, pairs)}
+    return _with_layers(reference.graph, {one.name: one for one in found.tensors}), not_compared
 
 
-def _with_layers(graph: ir.Graph, found: Mapping[str, TensorDifference]) -> tuple[LayerDifference, ...]:
+def _without_twin(reference: ComparedModel, actual: TensorGraph, pairs: Collection[TensorPair]) -> dict[str, str]:
+    """Float tensors that only the second model has, but for those that quantizing and dequantizing bring along."""
+    if reference.graph is None:
+        return {}
+    compared = {pair.actual for pair in pairs}
+    return {
+        name: f"'{reference.name}' has no tensor of that name"
+        for node in actual.nodes
+        if node.onnx_type not in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.writes
+        if actual.tensors[name].may_be_float
+        and not actual.tensors[name].is_constant
+        and name not in compared
+        and name not in reference.graph.tensors
+    }
+
+
+def _with_layers(graph: TensorGraph, found: Mapping[str, TensorDifference]) -> tuple[LayerDifference, ...]:
     layers = []
     # Noise over signal; what was not compared has that of what it is made from.
-    noise: dict[ir.Value, float] = {}
-    for node in graph:
-        read = (*node.inputs, *captured_values(node))
-        before = max((noise.get(value, 0.0) for value in read if value is not None), default=0.0)
-        for value in node.outputs:
-            one = found.get(value.name or "")
+    noise: dict[str, float] = {}
+    for node in graph.nodes:
+        before = max((noise.get(name, 0.0) for name in node.reads), default=0.0)
+        for name in node.writes:
+            one = found.get(name)
             if one is None:
-                noise[value] = before
+                noise[name] = before
                 continue
             # What was folded into a node is compared under the name of the last of them.
-            noise[value] = noise_ratio(one.snr_db)
+            noise[name] = noise_ratio(one.snr_db)
             layers.append(
                 LayerDifference(
-                    tensor=one, node=node.name or "", op_type=node.op_type, added_db=_added_db(noise[value], before)
+                    tensor=one, node=node.name, op_type=node.op_type, added_db=_added_db(noise[name], before)
                 )
             )
     return tuple(layers)
@@ -199,62 +219,62 @@ def _added_db(after: float, before: float) -> float:
     return -10.0 * math.log10(added) if added > 0.0 else math.inf
 
 
-def _what_it_became(value: ir.Value, other: ir.Value, others: Collection[str]) -> ir.Value:
-    """The tensor of the reference that `other` stands for: behind nodes that were folded into the one before them."""
-    readers = {node.op_type for node in _readers(other)}
-    while not value.is_graph_output():
-        consumers = value.consumers()
-        if len(consumers) != 1 or len(value.uses()) != 1:
-            return value
-        (node,) = consumers
-        behind = node.outputs[0]
+def _what_it_became(name: str, reference: TensorGraph, actual: TensorGraph) -> str:
+    """The tensor of the reference that `name` stands for in `actual`: behind nodes that were folded into its node."""
+    kept = _types_of_readers(name, actual)
+    unfolded = name
+    while not reference.tensors[name].is_output:
+        readers = reference.readers.get(name, ())
+        if len(readers) != 1 or readers[0].reads.count(name) != 1:
+            return name
+        (node,) = readers
+        behind = node.writes[0] if node.writes else ""
         is_folded = (
-            node.op_type in _FOLDED
-            and node.op_type not in readers
-            and behind.name not in others
-            and all(_is_constant(item) for item in node.inputs if item is not value)
+            node.onnx_type in _FOLDED
+            and node.onnx_type not in kept
+            and behind in reference.tensors
+            and behind not in actual.computed
+            and all(_is_constant(item, reference) for item in node.reads if item != name)
         )
         if not is_folded:
-            return value
-        value = behind
-    return value
+            # One operator may do what several nodes of the reference do behind `unfolded`, as a convolution by channels
+            # does a BatchNormalization and a Relu: then nothing was folded into what is in front of it.
+            at_once = node.onnx_type in _FOLDED and any(
+                behind in one.writes and one.onnx_type not in _FOLDED for one in actual.readers.get(unfolded, ())
+            )
+            return unfolded if at_once else name
+        name = behind
+    return name
 
 
-def _readers(value: ir.Value) -> list[ir.Node]:
-    """What reads `value`, looked at through quantizing and dequantizing."""
-    found: list[ir.Node] = []
-    for node in value.consumers():
-        is_conversion = node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        found.extend(_readers(node.outputs[0]) if is_conversion else [node])
+def _types_of_readers(name: str, graph: TensorGraph) -> set[str]:
+    """The ONNX types of what reads `name`, looked at through quantizing and dequantizing."""
+    found: set[str] = set()
+    for node in graph.readers.get(name, ()):
+        if node.onnx_type in ("QuantizeLinear", "DequantizeLinear") and node.writes:
+            found |= _types_of_readers(node.writes[0], graph)
+        else:
+            found.add(node.onnx_type)
     return found
 
 
-def _is_constant(value: ir.Value | None) -> bool:
-    if value is None or value.is_initializer():
-        return True
-    producer = value.producer()
-    return producer is not None and producer.op_type == "Constant"
+def _is_constant(name: str, graph: TensorGraph) -> bool:
+    return name in graph.tensors and graph.tensors[name].is_constant
 
 
-def _as_readers_see(value: ir.Value) -> ir.Value:
-    """What comes out of quantizing and dequantizing `value`, where nobody reads anything else of it."""
-    readers = value.consumers()
-    if value.is_graph_output() or len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
-        return value
-    behind = readers[0].outputs[0].consumers()
-    if not behind or any(node.op_type != "DequantizeLinear" for node in behind):
-        return value
-    return behind[0].outputs[0]
+def _as_readers_see(name: str, graph: TensorGraph) -> str:
+    """What comes out of quantizing and dequantizing `name`, where nobody reads anything else of it."""
+    readers = graph.readers.get(name, ())
+    if graph.tensors[name].is_output or len(readers) != 1 or readers[0].onnx_type != "QuantizeLinear":
+        return name
+    behind = graph.readers.get(readers[0].writes[0], ())
+    if not behind or any(node.onnx_type != "DequantizeLinear" for node in behind):
+        return name
+    return behind[0].writes[0]
 
 
-def _may_be_float(value: ir.Value) -> bool:
-    return value.dtype is None or value.dtype.is_floating_point()
-
-
-def _size_bytes(value: ir.Value) -> int:
-    if value.shape is None or not value.shape.is_static():
-        return 2 * UNKNOWN_TENSOR_BYTES
-    return 8 * math.prod(value.shape.numpy())
+def _size_bytes(tensor: GraphTensor) -> int:
+    return 2 * UNKNOWN_TENSOR_BYTES if tensor.num_elements is None else 8 * tensor.num_elements
 
 
 def _check_interfaces(reference: ComparedModel, actual: ComparedModel) -> None:

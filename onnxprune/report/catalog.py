@@ -17,13 +17,18 @@ from rich.text import Text
 from onnxprune.ops.catalog import OP_TABLES
 
 __all__ = [
+    "EmittedOp",
+    "Exclusion",
     "OpCoverage",
     "SettingRow",
+    "TargetOps",
     "describe_settings",
     "ops_coverage",
     "print_ops",
     "print_plugins",
     "print_settings",
+    "print_target_ops",
+    "target_ops",
 ]
 
 
@@ -45,6 +50,34 @@ class OpCoverage:
     domain: str
     op_type: str
     tables: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmittedOp:
+    """An operator that a target writes, the opset versions from which it has a way of its own, and the first way."""
+
+    domain: str
+    op_type: str
+    since_versions: tuple[int, ...]
+    becomes: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exclusion:
+    """Cases of the `onnx` package (a pattern of their names) that a target can't write, and the fact behind it."""
+
+    cases: str
+    fact: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetOps:
+    """All that a target writes; `onnx_operators` counts those of ONNX's own domain."""
+
+    target: str
+    onnx_operators: int
+    operators: tuple[EmittedOp, ...]
+    exclusions: tuple[Exclusion, ...]
 
 
 def describe_settings(config_type: type[BaseModel]) -> tuple[SettingRow, ...]:
@@ -106,6 +139,57 @@ def print_ops(coverage: Sequence[OpCoverage], console: Console | None = None) ->
     console.print(table)
     counts = ", ".join(f"{sum(name in row.tables for row in coverage)} {name}" for name in OP_TABLES)
     console.print(Text(f"{len(coverage)} operators: {counts}.", style="dim"))
+
+
+def target_ops(target: str) -> TargetOps | None:
+    """What `target` can express; None for a target that takes ONNX as it is."""
+    if target != "tflite":
+        return None
+    from onnxprune.targets.tflite.ops import TFLITE, exclusions, load_emitters
+
+    load_emitters()
+    found: dict[tuple[str, str], list[int]] = {}
+    for key in TFLITE.keys():  # noqa: SIM118 - a table is no dict
+        found.setdefault((key.domain, key.op_type), []).append(key.since_version)
+    rows = []
+    for (domain, op_type), versions in found.items():
+        emitter = TFLITE.find(domain, op_type, max(versions))
+        becomes = (emitter.__doc__ or "").strip().partition("\n")[0]
+        rows.append(EmittedOp(domain=domain, op_type=op_type, since_versions=tuple(versions), becomes=becomes))
+    return TargetOps(
+        target=target,
+        onnx_operators=sum(not row.domain for row in rows),
+        operators=tuple(rows),
+        exclusions=tuple(Exclusion(cases=cases, fact=fact) for cases, fact in exclusions().items()),
+    )
+
+
+def print_target_ops(ops: TargetOps, console: Console | None = None) -> None:
+    """A line for operators that become the same, one for each fact of what can't be expressed, and the counts."""
+    console = console or Console()
+    alike: dict[str, list[str]] = {}
+    for row in ops.operators:
+        label = row.op_type if not row.domain else f"{row.domain}::{row.op_type}"
+        versions = "" if row.since_versions == (1,) else f" (from {', '.join(map(str, row.since_versions))})"
+        alike.setdefault(row.becomes, []).append(label + versions)
+    console.print(_listed(("operators", "become"), alike))
+    facts: dict[str, list[str]] = {}
+    for exclusion in ops.exclusions:
+        facts.setdefault(exclusion.fact, []).append(exclusion.cases)
+    if facts:
+        console.print("")
+        console.print(_listed(("not these official cases", "because"), facts))
+    counts = f"{ops.onnx_operators} ONNX operators, {len(ops.operators) - ops.onnx_operators} of other domains, "
+    console.print(Text(f"{counts}{len(ops.exclusions)} exclusions.", style="dim"))
+
+
+def _listed(headings: tuple[str, str], names_by_text: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column(headings[0], overflow="fold", max_width=36)
+    table.add_column(headings[1])
+    for text, names in names_by_text.items():
+        table.add_row(Text(", ".join(names)), Text(text.removesuffix(".")))
+    return table
 
 
 def print_plugins(rows: Sequence[Mapping[str, Any]], *, kind: str, console: Console | None = None) -> None:

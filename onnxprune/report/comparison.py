@@ -47,7 +47,7 @@ def print_comparison(
         if hidden > 0:
             console.print(Text(f"and {hidden} more tensors (--all shows them, --json has all)", style="dim"))
     if found.not_compared:
-        console.print(Text(f"{len(found.not_compared)} tensors of the same name are not compared:", style="dim"))
+        console.print(Text(f"{len(found.not_compared)} tensors are not compared:", style="dim"))
         for name, reason in list(found.not_compared.items())[:5]:
             console.print(Text(f"  '{name}': {reason}", style="dim"))
     console.print()

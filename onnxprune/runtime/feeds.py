@@ -130,7 +130,7 @@ def _bind(spec: TensorSpec, shape: tuple[int, ...], symbols: dict[str, int]) -> 
     fits = len(declared) == len(shape) and all(
         not isinstance(dim, int) or dim == size for dim, size in zip(declared, shape, strict=True)
     )
-    if not fits or any(size < 1 for size in shape):
+    if not fits or any(size < 1 for size, dim in zip(shape, declared, strict=True) if size != dim):
         text = "x".join("?" if dim is None else str(dim) for dim in declared)
         raise UsageError(
             f"The shape {'x'.join(map(str, shape))} does not fit input '{spec.name}', which is declared as {text}."

@@ -15,7 +15,7 @@ __all__ = ["HostIsa", "host_isa", "host_summary", "isa_from_flags", "processor_n
 _ARCHITECTURES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "arm64", "arm64": "arm64"}
 # What MLAS asks for before it takes its AVX-512 kernels.
 _AVX512_FLAGS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
-_PACKAGES = ("onnxprune", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxsim", "numpy")
+_PACKAGES = ("onnxprune", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxsim", "numpy", "ai-edge-litert")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ def measure_latency(
     """Time `runner` on `feeds` until both `min_runs` and `min_seconds` are reached, after `warmup` untimed runs.
 
     Args:
-        runner: Checking of feeds is not timed where the runner has a `prepare` method (`OrtRunner` has).
+        runner: Checking of feeds is not timed where the runner has a `prepare` method.
         feeds: One batch; the latency is that of the whole batch.
         min_runs: At least 1.
         min_seconds: Time spent in timed runs.

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from onnxprune.contracts import JsonObject, LoadFigures
 from onnxprune.errors import ModelError, OutputError, UsageError
+from onnxprune.runtime.artifacts import is_tflite, load_runtime, runner_from_path
 from onnxprune.runtime.child import ChildFailure, call_in_child
 from onnxprune.runtime.feeds import working_feeds
-from onnxprune.runtime.sessions import ort_runner_from_path
+from onnxprune.runtime.litert import require_litert
 
 __all__ = ["load_in_this_process", "measure_load", "peak_rss_bytes"]
 
@@ -31,22 +32,23 @@ def measure_load(
     repeats: int = 3,
     timeout_s: float = 600.0,
 ) -> LoadFigures:
-    """Load the `.onnx` or `.ort` file and run it once on random inputs; medians over `repeats` fresh processes.
+    """Load the model file and run it once on random inputs; medians over `repeats` fresh processes.
 
     Args:
-        path: The model; its bytes are in the page cache from the second process on.
-        threads: Threads of ONNX Runtime.
+        path: The model (`.onnx`, `.ort`, `.tflite`); its bytes are in the page cache from the second process on.
+        threads: Threads of the runtime.
         custom_op_libraries: Shared libraries with custom operators.
         shapes: Input shapes where they are dynamic (see `onnxprune.runtime.feeds`).
         repeats: At least 1.
         timeout_s: For each process.
 
     Returns:
-        `load_time_ms` is the making of the session alone; `peak_rss_bytes` that of the process after one run;
-        `baseline_rss_bytes` its peak before, with Python, NumPy and ONNX Runtime imported.
+        `load_time_ms` is the making of the runner alone; `peak_rss_bytes` that of the process after one run;
+        `baseline_rss_bytes` its peak before, with Python, NumPy and the runtime imported.
 
     Raises:
         OutputError: There is no such file.
+        MissingExtraError: Its runtime is not installed.
         ModelError: The model can't be loaded or run, or the process crashed.
         UsageError: `repeats` is below 1.
     """
@@ -54,6 +56,8 @@ def measure_load(
         raise UsageError(f"Load figures need at least 1 process, not {repeats}.")
     if not path.is_file():
         raise OutputError(f"There is no model file '{path}'.")
+    if is_tflite(path):
+        require_litert(f"Running '{path.name}'")
     arguments: JsonObject = {
         "path": str(path.resolve()),
         "threads": threads,
@@ -83,13 +87,12 @@ def measure_load(
 
 def load_in_this_process(arguments: JsonObject, folder: Path) -> JsonObject:  # noqa: ARG001 - as `call_in_child` calls
     """The child's side of `measure_load`."""
-    import onnxruntime
-
-    onnxruntime.SessionOptions()  # the native library is loaded with the first use
+    path = Path(arguments["path"])
+    load_runtime(path)
     baseline = peak_rss_bytes()
     start = time.perf_counter()
-    runner = ort_runner_from_path(
-        Path(arguments["path"]),
+    runner = runner_from_path(
+        path,
         threads=arguments["threads"],
         custom_op_libraries=[Path(library) for library in arguments["custom_op_libraries"]],
     )

@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from onnxprune.contracts import Batch, JsonValue
 from onnxprune.runtime.latency import PairTiming, timed_pair
-from onnxprune.runtime.profile import OpProfile, profile_ops
+from onnxprune.runtime.op_profile import OpProfile
+from onnxprune.runtime.profile import profile_ops
 from onnxprune.runtime.sessions import OrtRunner, ort_runner_from_model
 from onnxprune.runtime.structure import structure_digest
 from onnxprune.runtime.timing_store import machine_key, read_timings, write_timings

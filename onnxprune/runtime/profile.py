@@ -12,7 +12,7 @@ import re
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,59 +22,16 @@ from onnxprune.contracts import Batch, JsonObject
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.io import load_model
 from onnxprune.graph.metadata import adopt_module_paths, module_path
+from onnxprune.runtime.op_profile import NodeTime, OpProfile, by_op_type
 from onnxprune.runtime.sessions import Optimization, OrtRunner, ort_runner_from_model, ort_runner_from_path
 
-__all__ = ["NodeTime", "OpProfile", "OpTypeTime", "profile_ops"]
+__all__ = ["profile_ops"]
 
 _KERNEL_SUFFIX = "_kernel_time"
 # What ONNX Runtime's transformers append to the name of the node, or of the value, that a new node replaces.
 _ADDED = re.compile(r"(_nchwc|_nhwc|_token_\d+|_quant|_fused|/?\w*Fusion/?|_gemm)$")
 # The longest chain that ONNX Runtime fuses into a convolution: Conv, Add, and an activation between Q and DQ.
 _MAX_FUSED_NODES = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeTime:
-    """One node of the optimized graph; `mean_ms` is its time in one run of the model, bodies of loops excluded.
-
-    `p50_ms` is the median over the runs, `undisturbed_ms` the lower quintile: other programs only ever add time.
-    `model_node` is the node of the model that it stands for, "" where that is unknown. `share` is of all nodes' time.
-    """
-
-    name: str
-    op_type: str
-    model_node: str
-    module_path: str
-    calls_per_run: float
-    mean_ms: float
-    p50_ms: float
-    share: float
-    undisturbed_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpTypeTime:
-    """All nodes of one operator type together."""
-
-    op_type: str
-    num_nodes: int
-    mean_ms: float
-    share: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpProfile:
-    """Times by node and by operator type, the longest first.
-
-    `run_ms` is the mean time of a whole run while profiling; `nodes_ms` the part of it spent inside nodes.
-    """
-
-    nodes: tuple[NodeTime, ...]
-    op_types: tuple[OpTypeTime, ...]
-    run_ms: float
-    nodes_ms: float
-    num_runs: int
-    threads: int
 
 
 @dataclass(slots=True)
@@ -177,7 +134,7 @@ def _aggregate(
     ]
     return OpProfile(
         nodes=tuple(sorted(nodes, key=lambda node: (-node.mean_ms, node.name))),
-        op_types=_by_op_type(nodes),
+        op_types=by_op_type(nodes),
         run_ms=sum(run["dur"] for run in runs) / len(runs) / 1e3,
         nodes_ms=sum(tally.self_us for tally in tallies.values()) / len(runs) / 1e3,
         num_runs=len(runs),
@@ -240,19 +197,3 @@ def _model_node(name: str, op_type: str, model_nodes: Mapping[str, ir.Node]) -> 
             break
         part = part.inputs[0].producer() if part.inputs and part.inputs[0] is not None else None
     return part if part is not None and part.op_type in op_type else named
-
-
-def _by_op_type(nodes: Iterable[NodeTime]) -> tuple[OpTypeTime, ...]:
-    groups: dict[str, list[NodeTime]] = defaultdict(list)
-    for node in nodes:
-        groups[node.op_type].append(node)
-    times = [
-        OpTypeTime(
-            op_type=op_type,
-            num_nodes=len(group),
-            mean_ms=sum(node.mean_ms for node in group),
-            share=sum(node.share for node in group),
-        )
-        for op_type, group in groups.items()
-    ]
-    return tuple(sorted(times, key=lambda time: (-time.mean_ms, time.op_type)))

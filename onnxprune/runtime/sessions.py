@@ -17,9 +17,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.contracts import Batch, TensorSpec, numpy_dtype
-from onnxprune.errors import BadDataError, ModelError, OutputError, UsageError, did_you_mean, quoted_list
+from onnxprune.errors import ModelError, OutputError, UsageError, did_you_mean, quoted_list
 from onnxprune.graph.io import model_bytes, save_model
 from onnxprune.graph.weights import weight_bytes
+from onnxprune.runtime.feed_checks import checked_feeds
 from onnxprune.runtime.ort_errors import load_error, ort_exceptions, run_error
 
 if TYPE_CHECKING:
@@ -147,13 +148,10 @@ class OrtRunner:
         return [_array_of(value, spec) for value, spec in zip(found, self._outputs, strict=True)]
 
     def _prepared_feeds(self, feeds: Batch) -> dict[str, Any]:
-        _check_names(feeds, self._inputs)
-        prepared: dict[str, Any] = {}
-        for spec in self._inputs:
-            array = np.asarray(feeds[spec.name])
-            _check_array(array, spec)
-            prepared[spec.name] = _as_ort_value(array, spec) if spec.dtype in _ONNX_TYPE_OF_FOREIGN else array
-        return prepared
+        return {
+            spec.name: _as_ort_value(array, spec) if spec.dtype in _ONNX_TYPE_OF_FOREIGN else array
+            for spec, array in checked_feeds(feeds, self._inputs)
+        }
 
 
 def ort_runner_from_path(
@@ -333,42 +331,6 @@ def _spec(argument: onnxruntime.NodeArg, subject: str, declared: ir.Value | None
         is_scalar = declared is not None and declared.shape is not None and len(declared.shape) == 0
         return TensorSpec(name=argument.name, dtype=dtype, shape=() if is_scalar else None)
     return TensorSpec(name=argument.name, dtype=dtype, shape=shape)
-
-
-def _check_names(feeds: Batch, inputs: Sequence[TensorSpec]) -> None:
-    known = [spec.name for spec in inputs]
-    missing = [name for name in known if name not in feeds]
-    if missing:
-        raise BadDataError(
-            f"The data lack {quoted_list(missing)}: the model's inputs are {quoted_list(known)}, "
-            f"the data have {quoted_list(feeds) or 'nothing'}."
-        )
-    unknown = [name for name in feeds if name not in known]
-    if unknown:
-        raise BadDataError(
-            f"The data have {quoted_list(unknown)}, which the model has no input for.", did_you_mean(unknown[0], known)
-        )
-
-
-def _check_array(array: npt.NDArray[Any], spec: TensorSpec) -> None:
-    is_right_type = array.dtype.kind in "OUST" if spec.dtype == "object" else array.dtype.name == spec.dtype
-    if not is_right_type:
-        expected = "strings" if spec.dtype == "object" else spec.dtype
-        raise BadDataError(f"Input '{spec.name}' takes {expected}, but the data are {array.dtype.name}.")
-    if spec.shape is None:
-        return
-    fits = len(array.shape) == len(spec.shape) and all(
-        not isinstance(expected, int) or expected == got for expected, got in zip(spec.shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise BadDataError(
-            f"Input '{spec.name}' takes the shape {_shape_text(spec.shape)}, but the data have "
-            f"{_shape_text(array.shape)}."
-        )
-
-
-def _shape_text(shape: Sequence[int | str | None]) -> str:
-    return "x".join("?" if dim is None else str(dim) for dim in shape) or "of a scalar"
 
 
 def _as_ort_value(array: npt.NDArray[Any], spec: TensorSpec) -> onnxruntime.OrtValue:

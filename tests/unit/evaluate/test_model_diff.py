@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune.errors import BadDataError, UsageError
 from onnxprune.evaluate.model_diff import ComparedModel, ModelComparison, compare_models, corresponding_tensors
+from onnxprune.graph.tensor_graph import tensor_graph
 from onnxprune.runtime.sessions import ort_runner_from_model
 from onnxprune.runtime.tensors import OrtTensors
 from tests.builders import conv_net_proto, proto_of
@@ -23,7 +24,7 @@ BATCHES = [{"x": np.random.default_rng(seed).standard_normal((1, 3, 8, 8)).astyp
 def opened(proto: onnx.ModelProto, name: str = "model.onnx") -> ComparedModel:
     model = ir.from_proto(proto)
     return ComparedModel(
-        name=name, runner=ort_runner_from_model(model), graph=model.graph, tensors=OrtTensors(model=model)
+        name=name, runner=ort_runner_from_model(model), graph=tensor_graph(model.graph), tensors=OrtTensors(model=model)
     )
 
 
@@ -95,7 +96,7 @@ def test_a_tensor_that_only_a_quantize_linear_reads_is_compared_as_the_next_laye
         outputs={"y": (1, 4)},
         weights={"scale": scale, "zero": zero},
     )
-    pairs = corresponding_tensors(ir.from_proto(plain).graph, ir.from_proto(quantized).graph)
+    pairs = corresponding_tensors(*(tensor_graph(ir.from_proto(proto).graph) for proto in (plain, quantized)))
     assert [(pair.reference, pair.actual) for pair in pairs] == [("a", "a_DequantizeLinear_Output"), ("y", "y")]
     found = compare_models(
         opened(plain),
@@ -179,3 +180,27 @@ def test_no_samples_are_an_error() -> None:
     one = opened(conv_net_proto(batch=1))
     with pytest.raises(BadDataError, match="no samples"):
         compare_models(one, one, [], data="test", num_samples=0, per_tensor=True)
+
+
+def test_tensor_that_only_the_second_model_computes_is_named_and_conversions_are_not() -> None:
+    plain = proto_of(
+        [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Neg", ["a"], ["y"])],
+        inputs={"x": (1, 4)},
+        outputs={"y": (1, 4)},
+    )
+    scale, zero = np.array(0.5, np.float32), np.array(0, np.int8)
+    other = proto_of(
+        [
+            helper.make_node("Relu", ["x"], ["a"]),
+            helper.make_node("QuantizeLinear", ["a", "scale", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+            helper.make_node("Abs", ["d"], ["own"]),
+            helper.make_node("Neg", ["own"], ["y"]),
+        ],
+        inputs={"x": (1, 4)},
+        outputs={"y": (1, 4)},
+        weights={"scale": scale, "zero": zero},
+    )
+    batches = [{"x": np.ones((1, 4), np.float32)}]
+    found = compare_models(opened(plain), opened(other), batches, data="test", num_samples=1, per_tensor=True)
+    assert found.not_compared == {"own": "'model.onnx' has no tensor of that name"}

@@ -116,6 +116,10 @@ def test_shape_for_an_unknown_input_is_refused() -> None:
         random_feeds([spec("image", 1)], seed=0, shapes={"img": (1,)})
 
 
+def test_given_shape_may_be_without_elements_where_the_model_says_so() -> None:
+    assert resolve_shapes([spec("x", "N", 0)], shapes={"x": (2, 0)}) == {"x": (2, 0)}
+
+
 def test_absurd_size_is_refused_before_memory_is_asked_for() -> None:
     with pytest.raises(BadDataError, match=r"more than 2\*\*30 elements"):
         random_feeds([spec("x", 1 << 40, 1 << 40)], seed=0)

@@ -77,7 +77,16 @@ def test_this_machine_is_described_without_saying_which_it_is() -> None:
 
 def test_versions_name_what_shapes_an_artifact() -> None:
     versions = runtime_versions()
-    assert set(versions) == {"onnxprune", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxsim", "numpy"}
+    assert set(versions) == {
+        "onnxprune",
+        "onnx",
+        "onnx-ir",
+        "onnxscript",
+        "onnxruntime",
+        "onnxsim",
+        "numpy",
+        "ai-edge-litert",
+    }
     assert all(version[0].isdigit() for version in versions.values())
 
 

@@ -9,9 +9,10 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from onnxprune.errors import ModelError, OutputError, UsageError
+from onnxprune.errors import MissingExtraError, ModelError, OutputError, UsageError
 from onnxprune.runtime.memory import measure_load, peak_rss_bytes
 from tests.builders import conv_net, proto_of
+from tests.tflite_twins import tflite_twin
 
 MIB = 1 << 20
 
@@ -56,3 +57,22 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 def test_peak_of_this_process_is_at_least_what_it_holds() -> None:
     held = np.ones(32 * MIB, np.uint8)
     assert peak_rss_bytes() > held.nbytes
+
+
+def test_tflite_files_are_loaded_by_litert(tmp_path: Path) -> None:
+    path = tmp_path / "twin.tflite"
+    path.write_bytes(tflite_twin())
+    figures = measure_load(path, repeats=1)
+    assert 0 < figures.load_time_ms < 60_000
+    assert 20 * MIB < figures.baseline_rss_bytes <= figures.peak_rss_bytes < 300 * MIB
+    path.write_bytes(b"nothing")
+    with pytest.raises(ModelError, match=r"'twin\.tflite' can't be loaded by LiteRT"):
+        measure_load(path, repeats=1)
+
+
+def test_missing_litert_is_named_before_a_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "twin.tflite"
+    path.write_bytes(tflite_twin())
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"onnxprune\[tflite\]"):
+        measure_load(path, repeats=1)
