@@ -124,12 +124,37 @@ def reference_cases(
     return ForeignConversion(cases=tuple(cases), is_deterministic=is_same)
 
 
+class _FedInputs:
+    """A `tf.function` as tf2onnx needs it: what the function was traced over is not among its inputs.
+
+    Tensors that it refers to from outside (mean and variance of a Normalization layer) are inputs of the traced graph,
+    and tf2onnx would make them inputs of the model. Freezing turns them into constants, as it does with variables.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._concrete: Any = None
+
+    def get_concrete_function(self, *signature: Any) -> _FedInputs:
+        self._concrete = self._function.get_concrete_function(*signature)
+        return self
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The traced inputs without the captured ones, which come last."""
+        return list(self._concrete.inputs[: len(self._concrete.inputs) - len(self._concrete.captured_inputs)])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._concrete, name)
+
+
 def function_to_onnx(function: Any, signature: Sequence[Any], *, source: str) -> onnx.ModelProto:
     """Convert a `tf.function` that returns its outputs by name; `signature` are named `tf.TensorSpec`s."""
     import tf2onnx
 
     return run_tf2onnx(
-        lambda: tf2onnx.convert.from_function(function, input_signature=list(signature), opset=OPSET), source=source
+        lambda: tf2onnx.convert.from_function(_FedInputs(function), input_signature=list(signature), opset=OPSET),
+        source=source,
     )
 
 

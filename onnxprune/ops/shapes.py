@@ -62,6 +62,13 @@ def _text(node: ir.Node, name: str, default: str) -> str:
     return default if attribute is None else attribute.as_string()
 
 
+def _integer(node: ir.Node, index: int) -> int | None:
+    """The number of a constant input."""
+    value = _value(node, index)
+    stored = None if value is None else value.const_value
+    return int(stored.numpy().item()) if stored is not None and stored.size == 1 else None
+
+
 def _broadcast(one: Sequence[_Dim] | None, other: Sequence[_Dim] | None) -> list[_Dim] | None:
     """NumPy's broadcasting; a dimension that could be either is unknown."""
     if one is None or other is None:
@@ -114,6 +121,24 @@ SHAPES.add(
 
 # ONNX infers it through its function body, and gives up where the batch or the image size is symbolic.
 SHAPES.add(_same_as_input(0), "GroupNormalization")
+
+
+# ONNX infers all bins where `onesided` is left out, though its default is 1.
+@SHAPES.register("STFT")
+def _stft(node: ir.Node) -> list[_Output]:
+    # signal (B, samples, parts) and frames of `length` samples -> (B, frames, bins, 2)
+    dims, window = _dims(node, 0), _dims(node, 2)
+    step, given = _integer(node, 1), _integer(node, 3)
+    length = given if given is not None or window is None else window[0]
+    if dims is None:
+        return [(_dtype(node, 0), None)]
+    frames: _Dim = None
+    if isinstance(dims[1], int) and isinstance(length, int) and step:
+        frames = (dims[1] - length) // step + 1
+    bins = None
+    if isinstance(length, int):
+        bins = length // 2 + 1 if _int(node, "onesided", 1) else length
+    return [(_dtype(node, 0), _shape([dims[0], frames, bins, 2]))]
 
 
 @SHAPES.register("QLinearAdd", "QLinearMul", domain=_MS)
@@ -221,6 +246,15 @@ def _qlinear_conv(node: ir.Node) -> list[_Output]:
     return [(_dtype(node, 7), shape)]
 
 
+@SHAPES.register("MaxPool", "AveragePool", "LpPool")
+def _pool(node: ir.Node) -> list[_Output]:
+    """Before opset 22, ONNX counts a last window of `ceil_mode` that lies in the padding alone; no runtime does."""
+    dims = _dims(node, 0)
+    channels = None if dims is None else dims[1]
+    shape = _windows(node, dims, channels, _ints(node, "kernel_shape"))
+    return [(_dtype(node, 0), shape), (ir.DataType.INT64, shape)]
+
+
 @SHAPES.register("NhwcMaxPool", domain=_MS)
 def _nhwc_max_pool(node: ir.Node) -> list[_Output]:
     dims = _dims(node, 0)
@@ -274,9 +308,17 @@ def _windows(
         else:
             padding = 0 if auto_pad == "VALID" else pads[axis] + pads[axis + rank]
             room = size + padding - dilations[axis] * (window - 1) - 1
-            steps = room / strides[axis]
-            sizes.append((math.ceil(steps) if _int(node, "ceil_mode", 0) else math.floor(steps)) + 1)
+            before = 0 if auto_pad == "VALID" else pads[axis]
+            sizes.append(_num_windows(room, strides[axis], size + before, is_ceil=bool(_int(node, "ceil_mode", 0))))
     return _shape([dims[0], *sizes, channels] if channels_last else [dims[0], channels, *sizes])
+
+
+def _num_windows(room: int, stride: int, end: int, *, is_ceil: bool) -> int:
+    """Steps that fit into `room`, and the start; a window that `ceil_mode` adds counts if it begins before `end`."""
+    if not is_ceil:
+        return room // stride + 1
+    count = math.ceil(room / stride) + 1
+    return count - 1 if (count - 1) * stride >= end else count
 
 
 @SHAPES.register("QLinearReduceMean", domain=_MS)

@@ -136,6 +136,21 @@ def test_result_computes_what_keras_computes(sources: Sources) -> None:
 
 
 @pytest.mark.usefixtures("convert_here")
+def test_statistics_of_a_normalization_layer_are_constants_and_no_inputs(tf: Any, tmp_path: Path) -> None:
+    import keras
+
+    normalization = keras.layers.Normalization(mean=[0.5, -1.0, 2.0], variance=[4.0, 0.25, 9.0])
+    network = keras.Sequential([keras.Input((6, 6, 3), name="image"), normalization, keras.layers.Conv2D(2, 3)])
+    with _quiet():
+        network.save(tmp_path / "normalized.keras")
+
+    converted = _convert(tmp_path / "normalized.keras")
+
+    assert [spec.name for spec in converted.report.inputs] == ["image"]
+    assert _max_rel(converted) < 1e-5
+
+
+@pytest.mark.usefixtures("convert_here")
 def test_batch_is_fixed_by_a_shape(sources: Sources) -> None:
     report = _convert(sources.path("net.keras"), shapes={"image": (2, 12, 12, 3)}).report
 

@@ -203,6 +203,25 @@ def test_rule_gives_the_type_and_shape_that_onnx_runtime_gives(case: Case) -> No
     assert first.is_static()
 
 
+@pytest.mark.parametrize(("attributes", "bins"), [({}, 9), ({"onesided": 0}, 16)], ids=["default", "both-sides"])
+def test_short_time_transform_is_one_sided_unless_it_says_otherwise(attributes: Mapping[str, int], bins: int) -> None:
+    node = helper.make_node("STFT", ["x", "step", "", "length"], ["y"], **attributes)
+    graph = helper.make_graph(
+        [node],
+        "stft",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 128, 1])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array(8), "step"), numpy_helper.from_array(np.array(16), "length")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = canonicalize(model_from_proto(proto, Path("model.onnx")), shape_rules=SHAPES)
+    (expected,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": noise(2, 128, 1)})
+    shape = model.graph.outputs[0].shape
+    assert shape is not None
+    assert [str(dim) for dim in shape] == ["N", *map(str, expected.shape[1:])]
+    assert shape[2] == bins
+
+
 def test_symbolic_dimensions_go_through_rules_by_name() -> None:
     case = Case(op_type="QLinearAdd", inputs=[bytes_(2, 3), *Q, bytes_(1, 3), *Q, *Q])
     proto = model_of(case)
@@ -226,3 +245,22 @@ def test_unknown_rank_of_an_input_stays_unknown_behind_every_rule() -> None:
         proto.graph.input[0].type.tensor_type.ClearField("shape")
         model = canonicalize(model_from_proto(proto, Path("model.onnx")), shape_rules=SHAPES)
         assert model.graph.outputs[0].dtype is not None
+
+
+@pytest.mark.parametrize("opset", [18, 21, 22])
+@pytest.mark.parametrize("op_type", ["MaxPool", "AveragePool"])
+def test_window_of_ceil_mode_that_lies_in_the_padding_alone_is_none_in_any_opset(op_type: str, opset: int) -> None:
+    node = onnx.helper.make_node(op_type, ["x"], ["y"], kernel_shape=[2], strides=[2], pads=[1, 1], ceil_mode=1)
+    graph = onnx.helper.make_graph(
+        [node],
+        "pool",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 2, 7])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=10)
+
+    model = canonicalize(ir.from_proto(proto), shape_rules=SHAPES)
+
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": np.zeros((3, 2, 7), np.float32)})
+    assert str(model.graph.outputs[0].shape) == f"[n,{expected.shape[1]},{expected.shape[2]}]"
