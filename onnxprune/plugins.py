@@ -32,6 +32,7 @@ PASSES: dict[str, str] = {
 TARGETS: dict[str, str] = {
     "onnx": "onnxprune.targets.onnx:OnnxTarget",
     "ort-mobile": "onnxprune.targets.ort_mobile:OrtMobileTarget",
+    "tflite": "onnxprune.targets.tflite.target:TfliteTarget",
 }
 ENTRY_POINT_GROUPS: dict[Kind, str] = {"pass": "onnxprune.passes", "target": "onnxprune.targets"}
 

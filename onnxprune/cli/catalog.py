@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -37,26 +38,68 @@ def targets(*, name: str | None, as_json: bool) -> None:
 
 @click.command("ops")
 @click.argument("op_type", required=False)
+@click.option("--table", metavar="NAME", help="Only operators that this table knows.")
+@click.option("--target", metavar="NAME", help="What this target writes for each operator, and what it can't express.")
 @json_option
-def ops(*, op_type: str | None, as_json: bool) -> None:
+def ops(*, op_type: str | None, table: str | None, target: str | None, as_json: bool) -> None:
     """List the operators that each table knows, or what is known of OP_TYPE."""
+    if target is not None and table is not None:
+        raise UsageError("`--table` and `--target` ask for different lists.", "Give one of them.")
+    if target is not None:
+        _show_target_ops(target, op_type, as_json=as_json)
+    else:
+        _show_coverage(table, op_type, as_json=as_json)
+
+
+def _show_coverage(table: str | None, op_type: str | None, *, as_json: bool) -> None:
+    from onnxprune.ops.catalog import OP_TABLES
     from onnxprune.report.catalog import ops_coverage, print_ops
     from onnxprune.report.json import to_json_text
 
-    coverage = ops_coverage()
+    if table is not None and table not in OP_TABLES:
+        raise UsageError(f"There is no operator table '{table}'.", did_you_mean(table, list(OP_TABLES)))
+    coverage = tuple(row for row in ops_coverage() if table is None or table in row.tables)
     if op_type is not None:
         found = tuple(row for row in coverage if row.op_type == op_type)
         if not found:
-            known = sorted({row.op_type for row in coverage})
-            raise UsageError(
-                f"No table knows the operator '{op_type}'.", did_you_mean(op_type, known).partition(" Known")[0]
-            )
+            subject = "No table knows" if table is None else f"Table '{table}' does not know"
+            raise _unknown_operator(subject, op_type, {row.op_type for row in coverage})
         coverage = found
     with results_on_stdout():
         if as_json:
             click.echo(to_json_text(coverage))
         else:
             print_ops(coverage)
+
+
+def _show_target_ops(target: str, op_type: str | None, *, as_json: bool) -> None:
+    from onnxprune.report.catalog import print_target_ops, target_ops
+    from onnxprune.report.json import to_json_text
+
+    find_target(target)  # says which there are
+    found = target_ops(target)
+    if found is None:
+        raise UsageError(
+            f"Target '{target}' has no list of operators: it keeps ONNX's, whatever they are.",
+            "Targets with a list: tflite.",
+        )
+    if op_type is not None:
+        rows = tuple(row for row in found.operators if row.op_type == op_type)
+        if not rows:
+            known = {row.op_type for row in found.operators}
+            raise _unknown_operator(f"Target '{target}' can't express", op_type, known)
+        found = replace(found, operators=rows, exclusions=())
+    with results_on_stdout():
+        if as_json:
+            click.echo(to_json_text(found))
+        else:
+            print_target_ops(found)
+
+
+def _unknown_operator(subject: str, op_type: str, known: set[str]) -> UsageError:
+    return UsageError(
+        f"{subject} the operator '{op_type}'.", did_you_mean(op_type, sorted(known)).partition(" Known")[0]
+    )
 
 
 def _summary(find: Callable[[str], type[Pass[Any, Any] | Target[Any]]], name: str) -> str:

@@ -26,6 +26,7 @@ from onnxprune.evaluate.fidelity import fidelity
 from onnxprune.evaluate.figures import zipped_bytes
 from onnxprune.recipe import MeasureOptions
 from onnxprune.runtime.feeds import working_feeds
+from onnxprune.runtime.fixed_batch import FixedBatchRunner
 from onnxprune.runtime.latency import interleaved_ratio
 from onnxprune.runtime.memory import measure_load
 
@@ -91,11 +92,15 @@ def measure_artifact(artifact: Artifact, target: Target[Any], yardstick: Yardsti
     latency = None
     if options.latency:
         progress.note(f"{artifact.target}: timing source and artifact in turn")
+        first = yardstick.batches[0]
+        if isinstance(runner, FixedBatchRunner):
+            # As many samples for both.
+            first = runner.whole(first)
         latency = interleaved_ratio(
             yardstick.source,
             runner,
-            yardstick.batches[0],
-            after_feeds=feeds_for(runner.inputs, yardstick.batches[0]),
+            first,
+            after_feeds=feeds_for(runner.inputs, first),
             min_seconds=options.min_seconds,
             threads=options.threads,
         )

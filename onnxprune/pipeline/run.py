@@ -63,7 +63,7 @@ from onnxprune.pipeline.lock import (
 from onnxprune.pipeline.measure import Yardstick, measure_artifact, measure_source, sample_batches
 from onnxprune.pipeline.output import staged_folder, write_text
 from onnxprune.pipeline.stages import RepeatedStage, Stage, make_stages, passes_of
-from onnxprune.pipeline.verdict import result_warnings
+from onnxprune.pipeline.verdict import result_warnings, sparse_targets
 from onnxprune.plugins import find_target
 from onnxprune.recipe import Recipe, Repeat, portable_settings, recipe_to_json
 from onnxprune.runtime.host import host_summary, runtime_versions
@@ -169,7 +169,9 @@ def run_pipeline(
             budgets=_budgets(recipe, measurements, source_measurements),
             warnings=(
                 *prepared.warnings,
-                *result_warnings(before, after, source_measurements, measurements),
+                *result_warnings(
+                    before, after, source_measurements, measurements, sparse_targets=sparse_targets(artifacts)
+                ),
                 *promise_warnings(done.unrepaired, artifacts, targets, measurements, yardstick),
                 *settled_early_warnings(done.state, done.repaired_by),
             ),

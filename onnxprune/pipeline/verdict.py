@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from onnxprune.contracts import Measurements, ModelFigures
+from onnxprune.contracts import Artifact, Measurements, ModelFigures
 from onnxprune.errors import quoted_list
 from onnxprune.targets.building import NOTABLE_ZEROS_RATIO
+from onnxprune.targets.tflite.sparse import SPARSE_TOPIC
 
-__all__ = ["result_warnings"]
+__all__ = ["result_warnings", "sparse_targets"]
 
 NOTABLE_SLOWDOWN = 0.98  # of a speed-up whose whole interval lies below: within 2 % nobody feels a difference
 
@@ -18,8 +19,13 @@ def result_warnings(
     after: ModelFigures,
     source: Measurements,
     measurements: Sequence[Measurements],
+    *,
+    sparse_targets: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """One sentence for each way in which an artifact is worse than the source, or its figures mislead."""
+    """One sentence for each way in which an artifact is worse than the source, or its figures mislead.
+
+    `sparse_targets`: see the function of that name.
+    """
     warnings = []
     for measured in measurements:
         if measured.size_bytes > source.size_bytes * 1.01:
@@ -44,11 +50,21 @@ def result_warnings(
             )
     zeros = after.parameters - after.nonzero_parameters
     zeros_before = before.parameters - before.nonzero_parameters
-    if zeros > zeros_before and zeros >= NOTABLE_ZEROS_RATIO * after.parameters and after.sparse_bytes:
+    dense_targets = [measured.target for measured in measurements if measured.target not in sparse_targets]
+    is_notable = zeros > zeros_before and zeros >= NOTABLE_ZEROS_RATIO * after.parameters
+    if is_notable and after.sparse_bytes and (dense_targets or not measurements):
         storage, smallest = min(after.sparse_bytes.items(), key=lambda item: item[1])
         warnings.append(
+            f"{', '.join(dense_targets) + ': ' if sparse_targets else ''}"
             f"{zeros / after.parameters:.0%} of the weights are zeros, but they are stored and computed like any other "
             f"number: neither the file nor the latency gains. As sparse storage ({storage}) the weights would take "
             f"{smallest:,} bytes instead of {after.weight_bytes:,}. To gain speed, remove channels (pass 'prune')."
         )
     return tuple(warnings)
+
+
+def sparse_targets(artifacts: Sequence[Artifact]) -> frozenset[str]:
+    """Targets whose artifacts say themselves what zeros are worth there."""
+    return frozenset(
+        artifact.target for artifact in artifacts if any(finding.topic == SPARSE_TOPIC for finding in artifact.findings)
+    )

@@ -17,7 +17,8 @@ Limits:
     saturating  any finite figure, with a finding below 10 dB: int8 with 8-bit weights, run on x86 without VNNI, whose
                 kernels saturate at 16 bits (4.5 dB on FastestDet). Machines that it is meant for don't.
     integers    outputs such as classes must be equal for 99 % (float) of their elements; for int8 they are not
-                compared, since a class may flip at a tie.
+                compared, since a class may flip at a tie. Those with a scale beside them are compared as what they
+                stand for.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ import onnx_ir as ir
 from onnxprune.contracts import Finding, JsonObject, TensorSpec
 from onnxprune.errors import OnnxPruneError, TargetError, quoted_list
 from onnxprune.evaluate.fidelity import compare_outputs
+from onnxprune.runtime.affine import real_values
+from onnxprune.runtime.artifacts import is_tflite
 from onnxprune.runtime.child import ChildFailure, call_in_child
 from onnxprune.runtime.feeds import random_feeds, working_feeds
+from onnxprune.runtime.litert import LitertRunner, litert_runner_from_path
 from onnxprune.runtime.sessions import OrtRunner, ort_runner_from_path
 
 __all__ = ["Arithmetic", "Proof", "arithmetic_of", "compare_in_this_process", "prove", "write_reference"]
@@ -128,7 +132,8 @@ def prove(
             timeout_s=TIMEOUT_S,
         )
     except ChildFailure as failure:
-        raise TargetError(f"ONNX Runtime {failure} while it loaded and ran '{artifact.name}'.") from failure
+        runtime = "LiteRT" if is_tflite(artifact) else "ONNX Runtime"
+        raise TargetError(f"{runtime} {failure} while it loaded and ran '{artifact.name}'.") from failure
     except OnnxPruneError as error:
         raise TargetError(f"'{artifact.name}' was written, but does not run. {error.message}", error.hint) from error
     inputs = tuple(_spec_from_json(spec) for spec in answer["inputs"])
@@ -158,10 +163,8 @@ def compare_in_this_process(arguments: JsonObject, folder: Path) -> JsonObject: 
     samples = _samples(reference, arguments["seed"])
     expected = [reference.run(sample) for sample in samples]
     del reference
-    artifact = ort_runner_from_path(
-        Path(arguments["artifact"]),
-        custom_op_libraries=libraries,
-        replay_saved_optimizations=arguments["replay_saved_optimizations"],
+    artifact = _artifact_runner(
+        Path(arguments["artifact"]), libraries, replay_saved_optimizations=arguments["replay_saved_optimizations"]
     )
     actual = [artifact.run(sample) for sample in samples]
     return {
@@ -169,11 +172,21 @@ def compare_in_this_process(arguments: JsonObject, folder: Path) -> JsonObject: 
         "outputs": [_spec_to_json(spec) for spec in artifact.outputs],
         "metadata": artifact.metadata,
         "outputs_compared": {
-            spec.name: _compare(spec.name, expected, actual)
+            spec.name: _compare(*_with_meaning(spec.name, artifact, expected, actual))
             for spec in artifact.outputs
             if all(spec.name in outputs for outputs in expected)
         },
     }
+
+
+def _artifact_runner(
+    path: Path, libraries: Sequence[Path], *, replay_saved_optimizations: bool
+) -> OrtRunner | LitertRunner:
+    if is_tflite(path):
+        return litert_runner_from_path(path)
+    return ort_runner_from_path(
+        path, custom_op_libraries=libraries, replay_saved_optimizations=replay_saved_optimizations
+    )
 
 
 def _samples(runner: OrtRunner, seed: int) -> list[dict[str, npt.NDArray[Any]]]:
@@ -183,13 +196,23 @@ def _samples(runner: OrtRunner, seed: int) -> list[dict[str, npt.NDArray[Any]]]:
     return [first, *more]
 
 
-def _compare(
+def _with_meaning(
     name: str,
+    artifact: OrtRunner | LitertRunner,
     expected: Sequence[Mapping[str, npt.NDArray[Any]]],
     actual: Sequence[Mapping[str, npt.NDArray[Any]]],
-) -> JsonObject:
-    """The worst difference of one output over all samples, by the kind of its elements."""
+) -> tuple[str, list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]]:
+    """The arrays of one output, in pairs; integers of which the artifact knows the scale as real numbers."""
     pairs = [(want[name], got[name]) for want, got in zip(expected, actual, strict=True)]
+    stored = artifact.stored_outputs if isinstance(artifact, LitertRunner) else ()
+    for tensor in stored:
+        if tensor.name == name and tensor.is_integer_in_source:
+            pairs = [(real_values(want, tensor), real_values(got, tensor)) for want, got in pairs]
+    return name, pairs
+
+
+def _compare(name: str, pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> JsonObject:
+    """The worst difference of one output over all samples, by the kind of its elements."""
     for want, got in pairs:
         if want.shape != got.shape:
             return {"shapes": [list(want.shape), list(got.shape)]}
@@ -215,7 +238,7 @@ def _check_interface(
 
 
 def _check_metadata(artifact: str, model: ir.Model, found: Mapping[str, str]) -> None:
-    lost = [key for key in model.metadata_props if key not in found]
+    lost = [key for key, text in model.metadata_props.items() if text and key not in found]
     if lost:
         raise TargetError(f"'{artifact}' lost the model's metadata {quoted_list(lost)}.")
 

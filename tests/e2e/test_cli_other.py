@@ -158,3 +158,35 @@ def test_an_operator_that_no_table_knows_is_an_error(onnxprune_command: Command)
     result = onnxprune_command("ops", "Convv")
     assert result.code == 2
     assert "Did you mean 'Conv'?" in result.stderr
+
+
+def test_ops_of_one_table_are_those_that_it_knows(onnxprune_command: Command) -> None:
+    rows = json.loads(onnxprune_command("ops", "--table", "layout", "--json").stdout)
+    assert len(rows) == COVERAGE["layout"]
+    assert all("layout" in row["tables"] for row in rows)
+
+
+def test_ops_of_a_target_say_what_each_operator_becomes_and_what_is_excluded(onnxprune_command: Command) -> None:
+    found = json.loads(onnxprune_command("ops", "--target", "tflite", "--json").stdout)
+    assert found["onnx_operators"] == sum(not row["domain"] for row in found["operators"]) >= 120
+    assert all(row["becomes"] for row in found["operators"])
+    assert all(exclusion["cases"] and exclusion["fact"] for exclusion in found["exclusions"])
+    printed = onnxprune_command("ops", "--target", "tflite").stdout
+    assert f"{found['onnx_operators']} ONNX operators" in printed
+    assert f"{len(found['exclusions'])} exclusions" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target", "onnx"), "has no list of operators"),
+        (("--target", "tflight"), "Did you mean 'tflite'?"),
+        (("--table", "mac"), "Did you mean 'macs'?"),
+        (("--table", "macs", "--target", "tflite"), "different lists"),
+        (("Convv", "--target", "tflite"), "Did you mean 'Conv'?"),
+    ],
+)
+def test_ops_refuses_what_there_is_not(onnxprune_command: Command, arguments: tuple[str, ...], message: str) -> None:
+    result = onnxprune_command("ops", *arguments)
+    assert result.code == 2
+    assert message in result.stderr

@@ -33,7 +33,7 @@ from onnxprune.passes.prune.analysis import ChannelClasses
 from onnxprune.passes.prune.layer_specs import Layer, Widths
 from onnxprune.passes.prune.limits import AxisKey, axis_key
 from onnxprune.runtime.latency_table import LayerSpec, Point, Timing, default_table_folder, layer_times
-from onnxprune.runtime.profile import OpProfile
+from onnxprune.runtime.op_profile import OpProfile
 
 __all__ = ["LatencyModel", "wanted_points"]
 

@@ -10,10 +10,10 @@ import onnx_ir as ir
 from onnxprune.contracts import Placement, QuantizationPlan
 from onnxprune.ops.planned import PlannedNode, planned_node
 from onnxprune.ops.quant import QUANT, QuantRow, absorbed_activation, activation_outputs
+from onnxprune.targets.mincut import CutGraph
 from onnxprune.targets.qdq.cost_table import TableCosts
 from onnxprune.targets.qdq.costs import PlacementCosts
 from onnxprune.targets.qdq.kernels import KERNELS
-from onnxprune.targets.qdq.mincut import CutGraph
 from onnxprune.targets.qdq.placements import reasons_inside_bodies
 from onnxprune.targets.qdq.spelling import SpellingName, find_spelling
 from onnxprune.targets.qdq.writer import IntegerUnit

@@ -73,6 +73,7 @@ TFLITE_OPERATORS: dict[str, str] = {
 """Operators with a row in `QUANT` that TFLite computes in int8, and by what."""
 
 
+BESIDE_FLOAT = "it passes on what a float operator gives, and no integer operator reads that"
 WIDE_REASON = "its activations have 16 bits, and the spelling for TFLite writes 8 only"
 
 
@@ -101,6 +102,7 @@ def place_tflite(model: ir.Model, plan: QuantizationPlan) -> Placement:
     integer: list[str] = []
     absorbed: set[str] = set()
     reasons: dict[str, str] = {}
+    found: list[PlannedNode] = []
     for node in model.graph:
         if node.name in absorbed:
             continue
@@ -112,10 +114,32 @@ def place_tflite(model: ir.Model, plan: QuantizationPlan) -> Placement:
         elif any(plan.activations[value.name or ""].num_bits != 8 for value in (*planned.inputs, *planned.outputs)):
             reasons[node.name or ""] = WIDE_REASON
         else:
-            integer.extend(planned.names)
+            found.append(planned)
             absorbed.update(planned.names[1:])
+    useful = _useful(found)
+    for item in found:
+        if item.names[0] in useful:
+            integer.extend(item.names)
+        else:
+            reasons.update(dict.fromkeys(item.names, BESIDE_FLOAT))
     reasons.update(reasons_inside_bodies(model))
     return Placement(target="tflite", integer_nodes=tuple(integer), float_nodes=reasons, decided_by="table")
+
+
+def _useful(found: list[PlannedNode]) -> set[str]:
+    """Names without those that only pass on what float operators give to float operators: that rounds for nothing."""
+    computing = [item for item in found if scale_rule_of(item.node, item.row) is not ScaleRule.SAME]
+    passing = [item for item in found if scale_rule_of(item.node, item.row) is ScaleRule.SAME]
+    given = {value for item in computing for value in item.outputs}
+    wanted = {value for item in computing for value in item.inputs}
+    for item in passing:
+        if any(value in given or value.is_graph_input() for value in item.inputs):
+            given.update(item.outputs)
+    for item in reversed(passing):
+        if any(value in wanted for value in item.outputs):
+            wanted.update(item.inputs)
+    kept = [item for item in passing if given.intersection(item.outputs) or wanted.intersection(item.inputs)]
+    return {item.names[0] for item in (*computing, *kept)}
 
 
 def tflite_conflicts(model: ir.Model, plan: QuantizationPlan, placement: Placement) -> tuple[TfliteConflict, ...]:

@@ -67,6 +67,14 @@ def test_zeros_are_not_sold_as_savings() -> None:
     assert "(bitmap) the weights would take 1,725 bytes instead of 4,000" in text
 
 
+def test_zeros_are_left_to_a_target_that_says_itself_what_they_are_worth() -> None:
+    after = replace(FIGURES, nonzero_parameters=400)
+    both = [Measurements(target=target, size_bytes=5000) for target in ("tflite", "onnx")]
+    assert result_warnings(FIGURES, after, SOURCE, both[:1], sparse_targets={"tflite"}) == ()
+    (text,) = result_warnings(FIGURES, after, SOURCE, both, sparse_targets={"tflite"})
+    assert text.startswith("onnx: 60% of the weights are zeros")
+
+
 def test_zeros_that_were_there_before_are_not_the_runs_doing() -> None:
     with_zeros = replace(FIGURES, nonzero_parameters=400)
     assert result_warnings(with_zeros, with_zeros, SOURCE, [Measurements(target="onnx", size_bytes=5000)]) == ()

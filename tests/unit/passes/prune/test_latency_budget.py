@@ -26,7 +26,7 @@ from onnxprune.passes.prune.layer_specs import actual_shapes, find_layers
 from onnxprune.passes.prune.limits import axis_key
 from onnxprune.passes.prune.selection import Selection
 from onnxprune.runtime.latency_table import LayerSpec, Point, Timing
-from onnxprune.runtime.profile import NodeTime, OpProfile
+from onnxprune.runtime.op_profile import NodeTime, OpProfile
 from onnxprune.runtime.sessions import ort_runner_from_model
 from tests.layers import chain
 from tests.patterns import network

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from onnxprune.contracts import CanonicalModel, ModelState, PassContext, QuantizationPlan
@@ -171,13 +170,12 @@ def kernel_units() -> Iterator[tuple[str, Unit, QuantizationPlan]]:
                 yield name, unit, plan
 
 
-@pytest.mark.usefixtures("tf")
 def test_tflites_own_kernels_give_these_integers() -> None:
     """TFLite's reference kernels are what NumPy says to the bit; those that phones run differ by one step at most."""
     seen: set[str] = set()
     for name, unit, plan in kernel_units():
         case = as_case(unit, plan, "tflite", Rounding.TFLITE)
-        exact = quiet_kernel(case, is_reference=True)
+        exact = tflite_kernel(case, is_reference=True)
         if exact is None:
             continue
         op_type = unit.item.node.op_type
@@ -185,7 +183,7 @@ def test_tflites_own_kernels_give_these_integers() -> None:
         in_python = reference(case)
         if in_python is not None and op_type != "Gemm":
             np.testing.assert_array_equal(in_python, exact, err_msg=label)
-        fast = quiet_kernel(case, is_reference=False)
+        fast = tflite_kernel(case, is_reference=False)
         assert fast is not None
         for other in (run_unit(unit, plan, "tflite", optimized=False)[0], exact):
             assert np.abs(fast - other).max() <= 1, label
@@ -197,13 +195,6 @@ def test_tflites_own_kernels_give_these_integers() -> None:
         "Add", "AveragePool", "Concat", "Conv", "Gemm", "GlobalAveragePool", "HardSwish", "LeakyRelu", "MaxPool",
         "Mul", "ReduceMean", "Relu", "Sigmoid", "Softmax", "Sum", "Tanh",
     }  # fmt: skip
-
-
-def quiet_kernel(case: Case, *, is_reference: bool) -> npt.NDArray[np.int64] | None:
-    with warnings.catch_warnings():
-        # "tf.lite.Interpreter is deprecated"
-        warnings.simplefilter("ignore")
-        return tflite_kernel(case, is_reference=is_reference)
 
 
 def test_a_wrong_scale_is_found() -> None:

@@ -12,7 +12,7 @@ from onnx import helper
 from onnxprune.contracts import CanonicalModel, QuantizationPlan
 from onnxprune.ops.quant import QUANT
 from onnxprune.targets.qdq import TfliteConflict, place_tflite, spell, tflite_conflicts
-from onnxprune.targets.qdq.tflite import TFLITE_OPERATORS, WIDE_REASON
+from onnxprune.targets.qdq.tflite import BESIDE_FLOAT, TFLITE_OPERATORS, WIDE_REASON
 from tests.builders import canonical, conv_net, proto_of
 from tests.quantization import normal_batches, plan_for, run, signal_to_noise_db
 from tests.unit.targets.qdq.test_operators import CASES, INPUT_SHAPE, OperatorCase, make, normal, sandwich
@@ -178,3 +178,25 @@ def test_plan_of_sixteen_bits_stays_float_with_the_reason() -> None:
 
     assert placement.integer_nodes == ()
     assert placement.float_nodes["stem/conv"] == WIDE_REASON
+
+
+def test_operators_that_only_pass_on_float_results_stay_float_with_the_reason() -> None:
+    model, plan = sandwiched(
+        make("Reshape", ["a", "shape"], "r"),
+        make("LeakyRelu", ["r"], alpha=0.1),
+        weights={"shape": np.array([1, 8, 12, 12], dtype=np.int64)},
+    )
+    leaky = next(node.name for node in model.graph if node.op_type == "LeakyRelu")
+    first, last = (node.name for node in model.graph if node.op_type == "Conv")
+    reshape = next(node.name for node in model.graph if node.op_type == "Reshape")
+
+    def placed(*excluded: str | None) -> tuple[bool, str | None]:
+        nodes = {name or "": "asked for" for name in excluded}
+        placement = place_tflite(model, dataclasses.replace(plan, excluded_nodes=nodes))
+        return reshape in placement.integer_nodes, placement.float_nodes.get(reshape or "")
+
+    assert placed() == (True, None)
+    # One neighbour that computes in integers is enough, on either side.
+    assert placed(first) == (True, None)
+    assert placed(leaky, last) == (True, None)
+    assert placed(first, leaky, last) == (False, BESIDE_FLOAT)

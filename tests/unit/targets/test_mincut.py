@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from onnxprune.targets.qdq.mincut import CutGraph
+from onnxprune.targets.mincut import CutGraph
 
 
 def cost_of(one_side: frozenset[int], edges: list[tuple[int, int, float]]) -> float:

@@ -86,5 +86,5 @@ class CutGraph:
         return True
 
 
-# Capacities are nanoseconds of work; what is left by rounding is none.
+# Capacities are costs of 1 and more; what is left of one by rounding is none.
 _NEGLIGIBLE = 1e-9
