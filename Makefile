@@ -1,6 +1,7 @@
 # make demo   runs the main job on a real model       (installs only what that needs)
 # make test   lints, type-checks and runs all tests   (installs everything that the tests exercise)
 # make test-neural-compressor  tests the engine neural-compressor, in an environment with it
+# make test-sparse-emulated    tests sparse inference of TFLite, in an emulated processor that has it (qemu-user)
 # make bench  prints the figures of benchmarks/       (slow)
 #
 # PYTHON names the interpreter (3.11 or newer), NC_PYTHON the one for neural-compressor (3.9 to 3.12), PIP_FLAGS adds
@@ -15,14 +16,14 @@ DEMO_VENV := .venv-demo
 NC_VENV := .venv-neural-compressor
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-neural-compressor lint bench clean help
+.PHONY: demo test test-neural-compressor test-sparse-emulated lint bench clean help
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
 $(VENV)/.stamp: EXTRA := dev
-$(DEMO_VENV)/.stamp: EXTRA := eval
+$(DEMO_VENV)/.stamp: EXTRA := eval,tflite
 
 # The stamp is older than what the environment was made from: a changed pin or dependency makes it anew.
 %/.stamp: pyproject.toml constraints.txt
@@ -51,6 +52,15 @@ test: lint
 
 test-neural-compressor: $(VENV)/.stamp $(NC_VENV)/.stamp
 	ONNXPRUNE_NEURAL_COMPRESSOR_PYTHON=$(abspath $(NC_VENV)/bin/python) $(BIN)/python -m pytest tests/neural_compressor
+
+# On x86 with AVX, XNNPACK has no sparse inference; on arm64 it needs no emulator.
+test-sparse-emulated: $(VENV)/.stamp
+	@case $$(uname -m) in \
+	  arm64|aarch64) ;; \
+	  *) command -v qemu-x86_64 >/dev/null || command -v qemu-x86_64-static >/dev/null || \
+	    { echo "qemu-x86_64 is missing. Install it: apt-get install qemu-user (Debian, Ubuntu), dnf install qemu-user (Fedora)." >&2; exit 1; };; \
+	esac
+	$(BIN)/python -m pytest tests/sparse_emulated
 
 bench: $(VENV)/.stamp
 	$(BIN)/python benchmarks/run.py

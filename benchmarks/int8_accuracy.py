@@ -24,7 +24,7 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from trained_models import ArrayBatches, FloatArray, Trained, trained_models
+from trained_models import ArrayBatches, FloatArray, Trained, chosen_models
 
 from onnxprune.contracts import Batch, CanonicalModel, ModelState, PassContext, Runner
 from onnxprune.passes.quant import QuantConfig, QuantPass
@@ -128,12 +128,7 @@ def main() -> None:
     print(f"host: {host_isa()}; spelling {host_spelling()}; score in hundredths (dB of the first output)\n")
     header = ["model", "score", "calibrated on", "float", *SETTINGS, "quantize_static", "lost with the defaults"]
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}", flush=True)
-    for trained in trained_models():
-        if sys.argv[1:] and not any(part in trained.name for part in sys.argv[1:]):
-            continue
-        if not trained.is_there:
-            print(f"skipped, its data are not here: {trained.name}", file=sys.stderr)
-            continue
+    for trained in chosen_models(sys.argv[1:]):
         compare(trained)
 
 

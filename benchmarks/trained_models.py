@@ -13,7 +13,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -322,6 +322,17 @@ def digit_images(part: str) -> FloatArray:
 
 
 # --- the list -------------------------------------------------------------------------------------------------
+
+
+def chosen_models(parts_of_names: Sequence[str]) -> Iterator[Trained]:
+    """Models whose names have one of these parts (none given: all); those that lack their data are named on stderr."""
+    for trained in trained_models():
+        if parts_of_names and not any(part in trained.name for part in parts_of_names):
+            continue
+        if not trained.is_there:
+            print(f"skipped, its data are not here: {trained.name}", file=sys.stderr)
+            continue
+        yield trained
 
 
 def trained_models() -> list[Trained]:
