@@ -320,8 +320,8 @@ def _size_findings(written: WrittenFile) -> list[Finding]:
         Finding(
             topic="large model",
             text=f"{written.constant_bytes / 2**30:.1f} GiB of weights stand behind the flatbuffer, which can't hold "
-            "them. LiteRT reads that form from a file (TensorFlow Lite since 2.14; ai-edge-litert); loaders that take "
-            "the model from memory, older interpreters, and most converters and viewers do not.",
+            "them: LiteRT and TensorFlow Lite read that form from version 3c of the schema on (ai-edge-litert 2.3 and "
+            "tensorflow 2.21 do); older interpreters, and many converters and viewers, find no weights.",
             severity="warning",
         )
     ]
