@@ -149,7 +149,8 @@ class Editor:
         if former is not None:
             self.replace(former)
         readers = self.consumers(new)
-        self.tensors[old] = replace(tensor, name=old)
+        # The layout belongs to the name: it says how the ONNX value of that name is stored.
+        self.tensors[old] = replace(tensor, name=old, layout=self.tensors[old].layout)
         self.replace(producer, replace(producer, outputs=_renamed(producer.outputs, new, old)))
         for reader in readers:
             self.replace(reader, replace(reader, inputs=_renamed(reader.inputs, new, old)))
