@@ -50,8 +50,10 @@ __all__ = [
     "custom_operators_finding",
     "host_spelling",
     "int8_finding",
+    "is_qdq",
     "kernels_saturate",
     "model_timer",
+    "require_placement_for",
     "require_spelling",
     "scratch_folder",
     "spell_for",
@@ -129,6 +131,23 @@ def require_spelling(spelling: SpellingName | None, isa: HostIsa) -> SpellingNam
     return spelling
 
 
+def require_placement_for(placement: Placement, wanted: str, *, hint: str) -> None:
+    """Refuse a placement of an earlier run that was made for another platform than `wanted`.
+
+    Raises:
+        PreconditionError: It was; `hint` says what to do.
+    """
+    if placement.target != wanted:
+        raise PreconditionError(
+            f"The plan places integers for '{placement.target}', and this build is for '{wanted}'.", hint
+        )
+
+
+def is_qdq(model: ir.Model) -> bool:
+    """True when nodes of `model` quantize: it computes in integers, whoever wrote it."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())
+
+
 def spell_for(
     state: ModelState,
     context: TargetContext,
@@ -157,10 +176,11 @@ def spell_for(
     is_everywhere = choice == "everywhere" and plan.mode == "static"
     wanted = everywhere_target(spelling) if is_everywhere else qdq.find_spelling(spelling).placement_target
     placement = context.placement
-    if placement is not None and placement.target != wanted:
-        raise PreconditionError(
-            f"The plan places integers for '{placement.target}', and this build is for '{wanted}'.",
-            "Name the plan's platform in the target's settings, or run without --plan to decide anew.",
+    if placement is not None:
+        require_placement_for(
+            placement,
+            wanted,
+            hint="Name the plan's platform in the target's settings, or run without --plan to decide anew.",
         )
     if plan.mode != "static":
         placement = placement or place_data_free(model, plan, spelling, form=stored)

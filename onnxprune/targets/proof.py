@@ -42,6 +42,7 @@ from onnxprune.runtime.child import ChildFailure, call_in_child
 from onnxprune.runtime.feeds import random_feeds, working_feeds
 from onnxprune.runtime.litert import LitertRunner, litert_runner_from_path
 from onnxprune.runtime.sessions import OrtRunner, ort_runner_from_path
+from onnxprune.targets.building import is_qdq
 
 __all__ = ["Arithmetic", "Proof", "arithmetic_of", "compare_in_this_process", "prove", "write_reference"]
 
@@ -74,7 +75,7 @@ class Proof:
 
 def arithmetic_of(model: ir.Model, *, is_quantized: bool, host_saturates: bool) -> Arithmetic:
     """Which limits apply to `model`; a QDQ graph from elsewhere runs on the same integer kernels as one of ours."""
-    if is_quantized or any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes()):
+    if is_quantized or is_qdq(model):
         return "saturating" if host_saturates else "int8"
     halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     values = (*model.graph.inputs, *model.graph.initializers.values())

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
@@ -31,20 +31,26 @@ from onnxprune.runtime.host import host_isa
 from onnxprune.runtime.litert import litert_runner_from_path
 from onnxprune.runtime.litert_file import INTEGERS_KEY, LAYOUTS_KEY
 from onnxprune.targets import qdq
-from onnxprune.targets.building import PROVENANCE_KEY, artifact_file, check_interface, scratch_folder
+from onnxprune.targets.building import (
+    PROVENANCE_KEY,
+    artifact_file,
+    check_interface,
+    is_qdq,
+    require_placement_for,
+    scratch_folder,
+)
 from onnxprune.targets.placement_findings import planned_placement_finding, table_placement_finding
 from onnxprune.targets.proof import Arithmetic, prove, write_reference
 from onnxprune.targets.qdq.tflite import place_tflite
 from onnxprune.targets.tflite.emit import EmitOptions, Layout, emit
 from onnxprune.targets.tflite.graph import Graph, Model
 from onnxprune.targets.tflite.lowering import unsupported_error, unsupported_nodes
+from onnxprune.targets.tflite.precision import Precision
 from onnxprune.targets.tflite.schema import schema
 from onnxprune.targets.tflite.serialize import WrittenFile, write_tflite
 from onnxprune.targets.tflite.sparse import SparseMode
 
-__all__ = ["Precision", "TfliteConfig", "TfliteTarget"]
-
-Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8-float-io", "dynamic-int8"]
+__all__ = ["TfliteConfig", "TfliteTarget"]
 
 
 class TfliteConfig(PassConfig):
@@ -99,7 +105,7 @@ class TfliteTarget(Target[TfliteConfig]):
         """
         check_interface(state.model)
         schema()
-        if not will_quantize and state.quantization is None and not _is_qdq(state.model):
+        if not will_quantize and state.quantization is None and not is_qdq(state.model):
             self._require_int8_source()
         problems = unsupported_nodes(self._with_batch(state.model))
         if problems:
@@ -166,9 +172,9 @@ class TfliteTarget(Target[TfliteConfig]):
         plan = state.quantization
         if self.config.precision == "auto":
             if plan is None:
-                return "int8-float-io" if _is_qdq(state.model) else "fp32"
+                return "int8-float-io" if is_qdq(state.model) else "fp32"
             return "int8-float-io" if plan.mode == "static" else "dynamic-int8"
-        if plan is None and not _is_qdq(state.model):
+        if plan is None and not is_qdq(state.model):
             self._require_int8_source()
         if plan is not None and plan.mode != "static" and self.config.precision in ("int8", "int8-float-io"):
             raise PreconditionError(
@@ -259,11 +265,7 @@ def _spelled(state: ModelState, context: TargetContext, precision: Precision) ->
         placement = place_tflite(state.model, plan)
         finding = table_placement_finding(placement)
     else:
-        if placement.target != "tflite":
-            raise PreconditionError(
-                f"The plan places integers for '{placement.target}', and this build is for 'tflite'.",
-                "Run without --plan to decide anew.",
-            )
+        require_placement_for(placement, "tflite", hint="Run without --plan to decide anew.")
         finding = planned_placement_finding(placement)
     return _Spelled(model=qdq.spell(state.model, plan, placement, "tflite"), placement=placement, findings=(finding,))
 
@@ -278,10 +280,6 @@ def _ignored_plan(plan: QuantizationPlan, precision: Precision) -> tuple[Finding
             severity="warning",
         ),
     )
-
-
-def _is_qdq(model: ir.Model) -> bool:
-    return any(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())
 
 
 def _interface_finding(model: Model, precision: Precision) -> Finding:

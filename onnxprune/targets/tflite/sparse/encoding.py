@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from onnxprune.targets.tflite.graph import Constant, Sparsity
 
-__all__ = ["decode_rows", "encode_rows"]
+__all__ = ["encode_rows"]
 
 # Of the schema's SparseIndexVector. There is no vector of uint32.
 _INDEX_TYPES = (np.uint8, np.uint16, np.int32)
@@ -42,15 +42,6 @@ def encode_rows(dense: Constant) -> tuple[Constant, Sparsity] | None:
     if total * dense.dtype.itemsize + sparsity.nbytes >= dense.nbytes:
         return None
     return Constant((total,), dense.dtype, lambda: _non_zeros(dense.array())), sparsity
-
-
-def decode_rows(values: npt.NDArray[Any], sparsity: Sparsity, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """The dense tensor, as DENSIFY computes it."""
-    dense = np.zeros(shape, values.dtype)
-    segments = sparsity.segments.astype(np.int64)
-    rows = np.repeat(np.arange(len(segments) - 1), np.diff(segments))
-    dense.reshape(-1, shape[-1])[rows, sparsity.indices] = values
-    return dense
 
 
 _MIN_RANK = 2

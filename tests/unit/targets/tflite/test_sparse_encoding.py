@@ -10,9 +10,9 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from onnxprune.targets.tflite.build import tensor_type_of
-from onnxprune.targets.tflite.graph import Constant, Graph, Operator, Tensor
+from onnxprune.targets.tflite.graph import Constant, Graph, Operator, Sparsity, Tensor
 from onnxprune.targets.tflite.serialize import serialize
-from onnxprune.targets.tflite.sparse.encoding import decode_rows, encode_rows
+from onnxprune.targets.tflite.sparse.encoding import encode_rows
 from tests.sparse_nets import model_of
 
 RNG = np.random.default_rng(0)
@@ -22,6 +22,15 @@ def weights(shape: tuple[int, ...], zeros: float, dtype: Any = np.float32) -> np
     array = (RNG.standard_normal(shape) * 40).astype(dtype)
     array[RNG.random(shape) < zeros] = 0
     return array
+
+
+def decode_rows(values: npt.NDArray[Any], sparsity: Sparsity, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The dense tensor, as DENSIFY computes it."""
+    dense = np.zeros(shape, values.dtype)
+    segments = sparsity.segments.astype(np.int64)
+    rows = np.repeat(np.arange(len(segments) - 1), np.diff(segments))
+    dense.reshape(-1, shape[-1])[rows, sparsity.indices] = values
+    return dense
 
 
 def densified(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
